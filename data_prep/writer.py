@@ -31,7 +31,7 @@ from data_prep.report import Report, Tally
 from data_prep.share import Share
 from data_prep.skipping import MaxSkipped
 from data_prep.workers import Workers, on_cluster
-from onediff.atomic import write_whole
+from onediff.atomic import put_back, replace_folder, write_whole
 from onediff.data.index import index_path
 from onediff.data.manifest import FILE, Manifest, Shard, parse_manifest, read_manifest, write_manifest
 from onediff.errors import UserError
@@ -115,6 +115,8 @@ def write_dataset(
     job = WriteJob(name, split, source, licence, inputs, count, shard_samples, shard_bytes, seed)
     out, began = Path(out), time.monotonic()
     final, work = out / split, out / f".tmp-{split}"
+    with writing(out):
+        put_back(final)
     if (final / FILE).exists() and not overwrite:
         return finished(final, job, make if share is None else None, began)
     if final.exists() and not overwrite:
@@ -126,9 +128,7 @@ def write_dataset(
             here = Manifest(work, name, split, tuple(made.shards))
             return Report(here, made.tally, made.tally.repeated(), time.monotonic() - began)
         manifest, tally = put_together(made, job, work, max_skipped, extra or {})
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(work, final)
+        replace_folder(work, final)
     return Report(read_manifest(final), tally, manifest.extra["repeated_images"], time.monotonic() - began)
 
 

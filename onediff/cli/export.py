@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 
 from onediff.amounts import positive
+from onediff.atomic import put_back
 from onediff.config.model import SAVED_MODEL_FILE
 from onediff.errors import UserError
 from onediff.hub.share import REPOSITORY, push
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.push and not REPOSITORY.fullmatch(args.push):
         raise UserError(f"--push {args.push!r}: name a repository as OWNER/NAME")
+    put_back(args.target)
     if (args.target / SAVED_MODEL_FILE).is_file() and not args.overwrite:
         raise UserError(f"{args.target}: already holds an export; replace it with --overwrite, or name another folder")
     folder = require_run(Address.of(args.run).folder).path

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onediff.atomic import aside, clear_dead, replace_folder
 from onediff.config.data import DataConfig, PromptConfig, as_first_written
 from onediff.config.model import SAVED_MODEL_FILE, LoraConfig, ModelConfig
 from onediff.config.renamed import under_new_names
@@ -83,28 +84,27 @@ def save_model(
         raise UserError(f"{folder}: this is a file, not a folder; choose another")
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).is_file():
         raise UserError(f"{folder}: this folder is not empty and not a saved model; choose another")
-    aside = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    work = aside(folder)
+    clear_dead(folder)
+    shutil.rmtree(work, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        work.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-    model.vision.model.save_pretrained(aside / "vision", max_shard_size=shard_bytes)
-    model.language.save_pretrained(aside / "language", max_shard_size=shard_bytes)
-    tokenizer.save_pretrained(aside / "tokenizer")
+    model.vision.model.save_pretrained(work / "vision", max_shard_size=shard_bytes)
+    model.language.save_pretrained(work / "language", max_shard_size=shard_bytes)
+    tokenizer.save_pretrained(work / "tokenizer")
     if adapter is not None:
-        save_adapter(aside / "adapter", *adapter)
+        save_adapter(work / "adapter", *adapter)
     for part in OWN_PARTS:
         tensors = {name: tensor.contiguous() for name, tensor in getattr(model, part).state_dict().items()}
-        save_file(tensors, aside / f"{part}.safetensors")
+        save_file(tensors, work / f"{part}.safetensors")
     saved = SavedModel(model=config.with_parts("vision", "language", "tokenizer"), prompt=prompt, trained=trained)
-    (aside / FILE).write_text(yaml.safe_dump(saved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    write_huggingface(aside, model, config, prompt, tokenizer)
-    card(aside)
-    open_to_others(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    (work / FILE).write_text(yaml.safe_dump(saved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_huggingface(work, model, config, prompt, tokenizer)
+    card(work)
+    open_to_others(work)
+    replace_folder(work, folder)
 
 
 def open_to_others(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from onediff.atomic import put_back
 from onediff.config.compose import load_run
 from onediff.config.model import LanguageConfig
 from onediff.errors import UserError
@@ -111,6 +112,7 @@ def saved_model_of(path: Path) -> Path:
     # All ranks of an evaluation call this: the first exports, the others find the export.
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        put_back(target)
         if not holds(target, at):
             # Without rounding, so that it writes the same captions as the training loop.
             export_run(path, target, dtype="fp32")

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from onediff.atomic import aside
+from onediff.atomic import aside, put_back, replace_folder
 from onediff.config.data import DataConfig
 from onediff.config.model import ImageConfig
 from onediff.config.run import RunConfig
@@ -92,6 +91,7 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
     folder, format = Path(data_set.features_folder), feature_format(config, tower, digest)
     source = Source.open(name, data_set.folder, 1, 0, 1, cache=config.data.cache)
     wanted = source.shards.shards
+    put_back(folder)
     if (folder / FILE).exists() and not overwrite:
         Features.open(folder, source.shards).format.check(format, folder)
         return read_manifest(folder)
@@ -110,9 +110,7 @@ def write_features(config: RunConfig, name: str, tower: VisionTower, digest: str
             made.append(Shard(shard.name, shard.samples, path.stat().st_size, file_sha256(path)))
     manifest = Manifest(work, name, data_set.split, tuple(made), source="features", extra={"features": of})
     write_manifest(manifest)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(work, folder)
+    replace_folder(work, folder)
     return read_manifest(folder)
 
 

@@ -1,6 +1,8 @@
 """Exported models: loading returns the same weights and captions, and other folders are refused with one line."""
 
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -80,6 +82,17 @@ def test_saving_again_replaces_a_model_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="is not empty and not a saved model"):
         save_model(second, tiny_config(), PROMPT, tokenizer(), mine, {})
     assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_saving_removes_what_killed_processes_left_and_only_that(tmp_path):
+    folder, dead = tmp_path / "model", subprocess.Popen(["true"])
+    dead.wait()
+    node = os.uname().nodename
+    names = {f".tmp-model-{node}-{os.getppid()}", ".tmp-model-elsewhere-1", f".tmp-model-2-{node}-{dead.pid}"}
+    for name in {f".tmp-model-{node}-{dead.pid}", *names}:
+        (tmp_path / name / "vision").mkdir(parents=True)
+    save_model(tiny_model(0), tiny_config(), PROMPT, tokenizer(), folder, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *names}
 
 
 def cut(path):
