@@ -70,9 +70,9 @@ def run_local(
     """Run `processes` ranks of the command `argv` here, as one `node` among others, and wait for them.
 
     Each rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in addition to `env` (default:
-    the environment of this process), and writes `log_dir/<name>.rank<r>.log`; rank 0 also writes to the terminal. SIGTERM,
-    SIGINT and SIGUSR1 are forwarded to every rank; a second SIGINT at least a second later ends them. When a rank fails, the
-    others get SIGTERM and, after `grace` seconds, SIGKILL.
+    the environment of this process), and appends to `log_dir/<name>.rank<r>.log`; rank 0 also writes to the terminal.
+    SIGTERM, SIGINT and SIGUSR1 are forwarded to every rank; a second SIGINT at least a second later ends them. When a rank
+    fails, the others get SIGTERM and, after `grace` seconds, SIGKILL.
 
     Returns 0, or the exit code of the rank that failed first (128 + signal number if a signal ended it). Must be called
     from the main thread. Raises UserError if the command cannot be started.
@@ -131,7 +131,7 @@ class LocalRanks:
     def start(self, argv: list[str], environments: list[dict[str, str]]) -> None:
         """Start one process per rank, each leading its own process group and bound to die with this one."""
         for rank, environment in enumerate(environments):
-            with self.log_path(rank).open("wb") as log:
+            with appended(self.log_path(rank)) as log:
                 outputs = self.tee(self.log_path(rank)) if rank == 0 else (log.fileno(), log.fileno())
                 try:
                     process = subprocess.Popen(
@@ -157,7 +157,7 @@ class LocalRanks:
 
         In a terminal both are one pseudo-terminal, so that a progress bar sees a terminal of the right width.
         """
-        log = path.open("wb")
+        log = path.open("ab")
         if sys.stderr.isatty():
             reader, writer = os.openpty()
             width = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
@@ -273,6 +273,15 @@ class LocalRanks:
             self.forget(key.fd)
         self.events.close()
         os.close(self.woken)
+
+
+def appended(path: Path) -> BinaryIO:
+    """Opens a log for more lines; what an earlier start wrote, such as why it failed, stays above a line with the time."""
+    log = path.open("ab")
+    if log.tell():
+        log.write(f"\nonediff: started again at {time.strftime('%Y-%m-%d %H:%M:%S %z')}\n".encode())
+        log.flush()
+    return log
 
 
 class LastWritten:

@@ -72,6 +72,15 @@ else:
     assert log(tmp_path, 1) == log(tmp_path, 2) == "sent\n"
 
 
+def test_the_log_of_a_crash_is_kept_when_the_ranks_start_again(tmp_path):
+    for line in ("it crashed here", "all is well"):
+        assert start(tmp_path, f"print({line!r})", stdout=subprocess.DEVNULL).wait(300) == 0
+    for rank in (0, 1):
+        first, again, second = filter(None, log(tmp_path, rank).splitlines())
+        assert (first, second) == ("it crashed here", "all is well")
+        assert again.startswith("onediff: started again at 20")
+
+
 def test_threads_are_shared_out_unless_the_user_chose():
     cores = len(os.sched_getaffinity(0))
     assert rank_variables(1, {})[0]["OMP_NUM_THREADS"] == str(cores)
