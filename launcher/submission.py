@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ class Ready(NamedTuple):
     plan: Json
     phases: list[str]
     """Phases that still have to run; empty if all have finished."""
+
+    def commands(self) -> list[str]:
+        """For each phase, the command that its ranks run on this machine, below a line with their number."""
+        parts = [(name, self.plan["phases"][name]) for name in self.phases]
+        return [f"# {name} (ranks: {part['tasks_per_node']})\n{shlex.join(part['command'])}" for name, part in parts]
 
     def scripts(self) -> list[str]:
         """The batch script of each phase. Raises UserError if a name cannot be quoted."""

@@ -10,6 +10,7 @@ The file is a collection, as for `onediff data build`, or has a `name` and `comm
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="folder for scripts and logs (default: runs/data-<name>)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the scripts; write and queue nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print scripts or local commands; write and start nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for line in job.passed_over:
         print(f"skipped: {line}")
     if args.dry_run:
-        print("\n".join(scripts.values()))
+        print("\n".join(map(shlex.join, here(job, run_path)) if asked.scheduler == "local" else scripts.values()))
         return 0
     if asked.scheduler == "local":
         check_writable(run_path)

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-weights-check", action="store_true", help="let the nodes download missing models")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the scripts and missing inputs; write and queue nothing"
+        "--dry-run",
+        action="store_true",
+        help="print scripts or local commands, and missing inputs; write and start nothing",
     )
 
 
@@ -73,10 +75,11 @@ def submit(asked: Submission, dry_run: bool = False) -> int:
     if not ready.phases:
         print(f"{asked.run}: all requested phases have finished")
         return 0
+    is_local = ready.profile.scheduler == "local"
     if dry_run:
-        print(*ready.scripts(), sep="\n")
+        print(*(ready.commands() if is_local else ready.scripts()), sep="\n")
         return 0
-    if ready.profile.scheduler == "local":
+    if is_local:
         return run_here(ready)
     for name, job in queue(ready):
         print(f"{name:<12} job {job}")

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,6 @@ def test_node_counts(text):
 
 
 def test_the_dry_run_writes_nothing(tmp_path):
-    import sys
-
     write_data(tmp_path / "data" / "scenes" / "singles")
     write_data(tmp_path / "data" / "scenes" / "pairs")
     before = sorted(tmp_path.rglob("*.sbatch"))
@@ -130,6 +129,18 @@ def test_the_dry_run_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --job-name=onediff-demo-warm-up" in done.stdout
     assert not (tmp_path / "runs").exists() and sorted(tmp_path.rglob("*.sbatch")) == before
+
+
+def test_the_dry_run_on_this_machine_prints_the_commands_of_its_phases(tmp_path):
+    write_data(tmp_path / "data" / "scenes" / "singles")
+    write_data(tmp_path / "data" / "scenes" / "pairs")
+    words = ["launch", "submit", "demo.yaml", "--profile", "local", "--dry-run", "--no-memory-check"]
+    done = subprocess.run([sys.executable, "-m", "onediff", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "demo"
+    assert f"# two (ranks: 2)\n{sys.executable} {run}/launch/code onediff train {run}/config.yaml " in done.stdout
+    assert "# evaluate (ranks: 2)\n" in done.stdout and "SBATCH" not in done.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_named_after_onediff_has_the_name_once_in_its_jobs():
