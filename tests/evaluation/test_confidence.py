@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from itertools import islice
+
 import numpy as np
 import pytest
+from PIL import Image
+from streams import png, write_set
 
 from onediff.errors import UserError
 from onediff.evaluation.confidence import FILE, Knowledge
 from onediff.evaluation.confidence.calibration import Calibration, calibration_error, reliability
 from onediff.evaluation.confidence.familiar import Familiar
+from onediff.evaluation.confidence.measure import images_of
 from onediff.evaluation.confidence.refusal import ClaimedChanges, RefusalLimit
 
 
@@ -65,6 +71,16 @@ def test_knowledge_is_kept_whole_and_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
     with pytest.raises(UserError, match=r"confidence.npz: cannot be read; write it again with `onediff calibrate"):
         Knowledge.read(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "images"), [("pair", 2), ("single", 1)])
+def test_training_images_come_from_the_whole_split(tmp_path, kind, images):
+    split = write_set(tmp_path, [30, 0, 45, 15], kind)
+    number = {Image.open(BytesIO(png(seed))).tobytes(): seed // images for seed in range(90 * images)}
+    seen = [number[image.tobytes()] for image in islice(images_of(split, 60), 60)]
+    assert len(set(seen)) == 60 and max(np.diff([-1, *sorted(seen), 90])) <= 2
+    everything = [image.tobytes() for image in islice(images_of(split, 1000), 1000)]
+    assert len(set(everything)) == len(everything) == 90 * images
 
 
 def test_refusing_spares_right_captions_and_is_measured_on_other_pairs():

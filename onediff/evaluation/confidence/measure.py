@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def measured(
         Calibration.of(values, right) if enough else None,
         reliability(values, right) if enough else np.empty((0, 3)),
         about,
-        f"{len(kept)} pairs of {split.parent.name}-{split.name}, of which {int(claims.right.sum())} are captioned right",
+        f"{len(kept)} pairs of {split.parent.name}-{split.name}, of which {int(claims.right.sum())} are captioned right, "
+        f"and {len(features)} training images",
         refusal,
     )
 
@@ -82,16 +84,22 @@ def training_features(
 
 
 def images_of(split: Path, wanted: int) -> Iterator[Image.Image]:
-    """Images of samples spread evenly over the shards of a split; unreadable ones are skipped."""
+    """One image each of up to `wanted` samples, spread evenly over a split, then their other images; unreadable ones are
+    skipped.
+
+    So the first `wanted` images come from all shards, whether a sample has one image or two.
+    """
     source = Source.open(split.parent.name, split, lanes=1, seed=0, block=1)
-    counts = source.lanes.shard_samples
-    every = max(1, sum(counts) // max(1, wanted))
-    for shard, count in enumerate(counts):
-        for number in range(0, count, every):
+    ends = list(accumulate(source.lanes.shard_samples, initial=0))
+    samples = min(wanted, ends[-1])
+    for turn in (0, 1):
+        for k in range(samples):
+            place = k * ends[-1] // samples
+            shard = bisect_right(ends, place) - 1
             try:
-                sample = parse_sample(source.shards.read(shard, number))
-                for data in sample.images.values():
-                    yield open_upright(data, 1_000_000_000)
+                images = [*parse_sample(source.shards.read(shard, place - ends[shard])).images.values()]
+                if turn < len(images):
+                    yield open_upright(images[(k + turn) % len(images)], 1_000_000_000)
             except BadSample:
                 continue
 
