@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.chunks import digest
-from data_prep.image_source import ImageSource
+from data_prep.image_source import SUFFIXES, ImageSource
 from data_prep.leakage import NOTES
 from data_prep.planning import Choices as Choices
 from data_prep.planning import PlannedSplit, plan_rows
@@ -33,6 +34,8 @@ from data_prep.writer import locked
 from onediff.atomic import write_whole
 
 VERSION = 2
+DEPTH = 4
+"""Folders below each other in which annotations are looked for."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def planned(
     if rows cannot be read, or if a process that is not such a task is working in `out`.
     """
     folder = out / ".tmp-rows"
-    key = digest([VERSION, reader.name, _state(inputs), dataclasses.asdict(choices), str(out.resolve())])
+    key = digest([VERSION, reader.name, _state(inputs, out.resolve()), dataclasses.asdict(choices), str(out.resolve())])
     done = folder / f"plan-{key[:16]}.json"
     waiting = f"{reader.name}: another task is reading the rows; waiting for its plan" if share else ""
     with locked(folder, lambda: share is not None and done.exists(), waiting) as lock:
@@ -147,9 +150,24 @@ def _loaded(path: Path) -> ConversionPlan:
     return ConversionPlan({split["name"]: SplitPlan.of(spool, split) for split in fields["splits"]}, shared=True)
 
 
-def _state(inputs: Inputs) -> list[object]:
+def _state(inputs: Inputs, out: Path) -> list[object]:
     """Identifies these inputs by the sizes and modification times of the annotation files."""
     base = inputs.annotations or inputs.images
-    files = [base, *sorted(base.iterdir())] if base is not None and base.is_dir() and inputs.annotations else [base]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file and file.exists()]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _tables(base, out)] if base else []
     return [states, str(inputs.images), inputs.columns, inputs.hosts]
+
+
+def _tables(base: Path, out: Path) -> list[Path]:
+    """What a reader may read as annotations: a file, those that match a pattern, or all below a folder that are no images.
+
+    Leaves out hidden folders, and `out`, where the tasks write.
+    """
+    if not base.is_dir():
+        return [base] if base.exists() else sorted(base.parent.glob(base.name))
+    found = []
+    for folder, below, names in os.walk(base, followlinks=True):
+        here = Path(folder)
+        is_deep = len(here.relative_to(base).parts) >= DEPTH  # links may lead back up
+        below[:] = [name for name in below if not (is_deep or name.startswith(".") or (here / name).resolve() == out)]
+        found += [here / name for name in names if not name.lower().endswith(SUFFIXES)]
+    return sorted(file for file in found if file.is_file())

@@ -18,6 +18,8 @@ from data_prep.convert import convert
 from data_prep.plan import Choices
 from data_prep.readers import Inputs, Reader, reader
 from data_prep.share import Share
+from onediff.data.sample import parse_sample
+from onediff.data.stream import Source
 
 ROWS = [
     {"before": f"{a}.png", "after": f"{b}.jpg", "caption": f"{a} to {b}", "site": a} for a in range(6) for b in range(6)
@@ -64,6 +66,25 @@ def test_tasks_that_share_the_work_read_the_rows_once_and_so_does_putting_togeth
     path.write_text(path.read_text() + "0.png,2.png,newer,8\n")
     make(folder / "other", Share(1, 2))
     assert len(readings) == 4, "another table needs another plan"
+
+
+@pytest.mark.parametrize("given", ["annotations", "images"])
+def test_a_table_below_the_given_folder_that_changes_between_shares_is_read_again(folder: Path, given: str) -> None:
+    edits = [{"input": f"{n}.png", "output": f"{n + 1}.png", "instruction": f"make it {n}"} for n in range(4)]
+    aurora = folder / "data" / "kubric" / "train.json"
+    put(aurora, edits)
+    inputs = Inputs(folder, folder) if given == "annotations" else Inputs(None, folder)
+    out, fixed = folder / "out", {"shard_samples": 1, "processes": 1, "progress": False}
+    convert(reader("aurora"), inputs, out, share=Share(0, 2), **fixed)
+    plans = set(out.glob(".tmp-rows/plan-*"))
+    convert(reader("aurora"), inputs, out, share=Share(1, 2), **fixed)
+    assert set(out.glob(".tmp-rows/plan-*")) == plans
+    put(aurora, [{**edit, "instruction": "make it red"} for edit in edits])
+    convert(reader("aurora"), inputs, out, share=Share(1, 2), **fixed)
+    (report,) = convert(reader("aurora"), inputs, out, **fixed)
+    source = Source.open("aurora", report.manifest.folder, lanes=1, seed=0, block=1)
+    captions = {parse_sample(source.shards.read(shard, 0)).captions for shard in range(4)}
+    assert captions == {("make it red",)}
 
 
 def test_a_set_made_from_images_that_have_changed_is_made_again_where_that_is_asked_for(folder: Path, capsys) -> None:
