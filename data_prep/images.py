@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from onediff.data.formats import foreign_profile, is_srgb, jpeg_fault, kind_of, open_image, to_eight_bits, to_srgb
+from onediff.data.formats import foreign_profile, is_srgb, jpeg_fault, kind_of, open_image, to_srgb, upright
 from onediff.data.sample import BadSample, image_suffix
 
 MAX_PIXELS = 1 << 27
@@ -50,8 +50,10 @@ def prepare(data: bytes, encoding: Encoding) -> tuple[bytes, tuple[int, int], li
             image = open_image(io.BytesIO(data))
         except Image.DecompressionBombError as error:
             raise BadSample("too_large", f"the image claims more than {MAX_PIXELS:,} pixels") from error
-        except Exception as error:
+        except UnidentifiedImageError as error:
             raise BadSample("not_an_image", kind_of(data)) from error
+        except Exception as error:
+            raise BadSample("bad_image", f"the image is corrupt: {error}") from error
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadSample("too_large", f"{width} × {height} pixels, more than {MAX_PIXELS:,}")
@@ -151,10 +153,10 @@ def is_misnamed(name: str, data: bytes) -> bool:
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an 8-bit grey or RGB PNG without transparency, EXIF or animation."""
+    """Width and height of an 8-bit grey or RGB PNG without transparency, EXIF, animation or compressed text."""
     if data[12:16] != b"IHDR" or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
         return None
-    if any(name in data for name in (b"tRNS", b"eXIf", b"acTL", b"iCCP")):
+    if any(name in data for name in (b"tRNS", b"eXIf", b"acTL", b"iCCP", b"zTXt", b"iTXt")):
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
@@ -180,16 +182,14 @@ def peculiarities(image: Image.Image, data: bytes) -> list[str]:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The first frame, turned upright, as 8-bit grey or RGB; transparent parts become white. Decodes every pixel."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F" or upright.mode.startswith("I"):
-        return Image.fromarray(to_eight_bits(np.asarray(upright)))  # Pillow clips at 255 instead of scaling
-    if profile := foreign_profile(upright):
-        upright = to_srgb(upright, profile)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
+    image = upright(image)
+    if profile := foreign_profile(image):
+        image = to_srgb(image, profile)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(ground, layer).convert("RGB")
-    return upright if upright.mode in ("L", "RGB") else upright.convert("L" if upright.mode == "1" else "RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def looks_whole(data: bytes) -> bool:

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from onediff.data.sample import image_suffix
+from onediff.data.sample import BadSample, image_suffix
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
 """No other parsers see untrusted images: Pillow would have Ghostscript execute PostScript, for example. (The JPEG parser
@@ -24,6 +24,11 @@ SAME_COLOUR = 3
 """Levels of 255 by which vendors' sRGB profiles differ; a plain gamma of 2.2 differs by 6."""
 HARMLESS = 16
 """Bytes of padding before a marker that are accepted; more mean missing data."""
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""TIFF tag, and its value if the largest level is black."""
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26
+"""Image generators write megabytes of settings into a PNG's text; Pillow refuses a whole image at one."""
 
 
 def open_image(source: str | Path | BinaryIO) -> Image.Image:
@@ -51,6 +56,8 @@ def kind_of(data: bytes) -> str:
         return "an SVG drawing: save it as PNG"
     if data[:1024].lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
         return "a web page that a server sent instead of the image"
+    if data[:4] in TIFF_STARTS:
+        return "a TIFF that is damaged or of an unusual kind (colours as floats, 64 bits, many bands): save it as 8-bit RGB"
     if suffix := image_suffix(data):
         return f"the start of a {suffix} image that is truncated or damaged"
     return f"not a {NAMES} image"
@@ -76,18 +83,39 @@ def jpeg_fault(data: bytes) -> str | None:
     return None
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; an image of more than 8 bits per pixel becomes 8-bit grey. Decodes it.
+
+    Raises BadSample if the meaning of its levels is unknown.
+    """
+    turned = ImageOps.exif_transpose(image)
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return turned
+    levels = np.asarray(turned)
+    # Pillow inverts only 8-bit images.
+    is_inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and levels.dtype == np.uint16
+    return Image.fromarray(to_eight_bits(65535 - levels if is_inverted else levels))
+
+
 def to_eight_bits(levels: NDArray[Any]) -> NDArray[np.uint8]:
     """Converts one channel of any dtype to bytes.
 
-    Floats are in 0…1, or in 0…255 if any is larger than 1. Integers are taken as 16 bits, as 12 if none is larger than
-    4,095 (as cameras and scanners store them), and as 8 if none is larger than 255.
+    Floats are in 0…1, which resampling may exceed a little, or in 0…255 if any is larger than 2. Other levels are taken as
+    16 bits, as 12 if none is larger than 4,095 (as cameras and scanners store them), and as 8 if none is larger than 255.
+    Raises BadSample for levels in -1…1 and for levels of 32 bits, which would become black or white.
     """
-    if np.issubdtype(levels.dtype, np.floating):
-        levels = np.nan_to_num(levels)
-        if levels.max(initial=0) <= 255:
-            return np.rint(levels * (255 if levels.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8)
+    is_float = np.issubdtype(levels.dtype, np.floating)
+    finite = levels[np.isfinite(levels)]
+    least, most = finite.min(initial=0), finite.max(initial=0)
+    if most > 65535 or (not is_float and least < -32768):
+        raise BadSample("bad_image", f"levels from {least:g} to {most:g}: save it with 8 or 16 bits per channel")
+    if is_float and -1 <= least < -0.1 and most <= 1:
+        raise BadSample("bad_image", f"levels from {least:g} to {most:g}: save it with levels from 0 to 1")
+    if is_float:
+        levels = np.nan_to_num(levels, nan=0, posinf=most, neginf=0)
+    if is_float and most <= 255:
+        return np.rint(levels * (255 if most <= 2 else 1)).clip(0, 255).astype(np.uint8)
     levels = levels.astype(np.int64).clip(0, 65535)
-    most = levels.max(initial=0)
     return (levels >> (0 if most <= 255 else 4 if most <= 4095 else 8)).astype(np.uint8)
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from onediff.config.model import ImageConfig
-from onediff.data.formats import foreign_profile, kind_of, open_image, to_eight_bits, to_srgb
+from onediff.data.formats import foreign_profile, kind_of, open_image, to_srgb, upright
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
 
@@ -46,8 +46,7 @@ def open_upright(data: bytes, max_pixels: int) -> Image.Image:
     """
     with _judged(data, max_pixels) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return to_rgb(upright)
+        return to_rgb(image)
 
 
 @contextmanager
@@ -63,19 +62,21 @@ def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:  # Pillow's own limit, from the header as well
         raise BadSample("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
-        raise BadSample("bad_image", f"{kind_of(data)}, or cut short") from None
+        raise BadSample("bad_image", kind_of(data)) from None
     except Exception as error:  # Pillow's plugins raise many kinds of exceptions
         raise BadSample("bad_image", f"{type(error).__name__}: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB, and to sRGB by its colour profile. Scales grey levels to 8 bits; lays alpha on white."""
+    """The image upright, in RGB, and in sRGB by its colour profile. Scales grey levels to 8 bits; lays alpha on white.
+
+    Raises BadSample if the meaning of its levels is unknown.
+    """
+    image = upright(image)
     if profile := foreign_profile(image):
         return to_srgb(image, profile)
     if image.mode == "RGB":
         return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(to_eight_bits(np.asarray(image))).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

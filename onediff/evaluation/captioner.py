@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from onediff.data.images import open_upright, to_rgb
 from onediff.data.rows import TokenRow, collate
@@ -159,7 +159,10 @@ class Captioner:
                 )
             image = Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(image))
+            try:
+                return to_rgb(image)
+            except BadSample as bad:
+                raise UserError(f"image: {bad.reason}") from None
         name = _name(image)
         try:
             data = image if isinstance(image, bytes) else Path(image).read_bytes()

@@ -146,9 +146,12 @@ def opened(image):
             image = Image.open(io.BytesIO(answer.read()), formats=readable())
     elif not isinstance(image, Image.Image):
         image = Image.open(image, formats=readable())
+    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(eight_bits(np.asarray(image)))
+        levels = np.asarray(image)
+        # Pillow inverts only 8-bit images.
+        image = Image.fromarray(eight_bits(65535 - levels if white_is_zero and levels.dtype == np.uint16 else levels))
     elif image.mode != "RGB" and ("A" in image.getbands() or "transparency" in image.info):
         with_alpha = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), with_alpha)
@@ -156,13 +159,20 @@ def opened(image):
 
 
 def eight_bits(levels):
-    """Converts grey levels to bytes: floats in 0…1 or 0…255; integers of 16 bits, or of 12 or 8 if none is larger."""
-    if np.issubdtype(levels.dtype, np.floating):
-        levels = np.nan_to_num(levels)
-        if levels.max(initial=0) <= 255:
-            return np.rint(levels * (255 if levels.max(initial=0) <= 1 else 1)).clip(0, 255).astype(np.uint8)
+    """Converts grey levels to bytes: floats in 0…1 or 0…255; integers of 16 bits, or of 12 or 8 if none is larger.
+
+    Raises ValueError for other levels, which would become black or white.
+    """
+    is_float = np.issubdtype(levels.dtype, np.floating)
+    finite = levels[np.isfinite(levels)]
+    least, most = finite.min(initial=0), finite.max(initial=0)
+    if most > 65535 or (not is_float and least < -32768) or (is_float and -1 <= least < -0.1 and most <= 1):
+        raise ValueError(f"levels from {least:g} to {most:g}: save the image with 8 or 16 bits per channel")
+    if is_float:
+        levels = np.nan_to_num(levels, nan=0, posinf=most, neginf=0)
+    if is_float and most <= 255:
+        return np.rint(levels * (255 if most <= 2 else 1)).clip(0, 255).astype(np.uint8)
     levels = levels.astype(np.int64).clip(0, 65535)
-    most = levels.max(initial=0)
     return (levels >> (0 if most <= 255 else 4 if most <= 4095 else 8)).astype(np.uint8)
 
 

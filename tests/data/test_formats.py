@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from data_prep.check import check_image
 from data_prep.images import Encoding, plain_size, prepare
-from onediff.data.formats import open_image
+from onediff.data.formats import PHOTOMETRIC, WHITE_IS_ZERO, open_image
 from onediff.data.images import open_upright, opened
 from onediff.data.sample import BadSample
 
@@ -65,6 +66,42 @@ def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None
     wanted = np.tile(np.arange(256), (16, 1))
     for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_upright(data, 10**6))[..., 0]):
         assert np.abs(grey - wanted).max() <= 1
+
+
+def test_levels_of_unknown_meaning_are_refused_and_a_stray_one_changes_nothing() -> None:
+    """All of these were black or white, in a shard and in a caption, without a word."""
+    ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (16, 1))
+    for levels in (ramp * 2 - 1, ramp * 1e6, (ramp * 2**24).astype(np.int32), (ramp * -(2**24)).astype(np.int32)):
+        data = encoded(Image.fromarray(levels), "TIFF")
+        for read in (lambda data: prepare(data, Encoding()), lambda data: open_upright(data, 10**6)):
+            with pytest.raises(BadSample, match="levels from"):
+                read(data)
+    ramp[0, 0], ramp[0, 1] = 1.02, np.inf
+    stored = decoded(prepare(encoded(Image.fromarray(ramp), "TIFF"), Encoding())[0])
+    assert np.abs(stored[1:, :, 0] - np.arange(256)).max() <= 1
+
+
+def test_a_sixteen_bit_tiff_whose_zero_is_white_is_not_a_negative() -> None:
+    levels = np.tile(np.arange(256, dtype=np.uint16) * 257, (16, 1))
+    data = encoded(Image.fromarray(levels), "TIFF", tiffinfo={PHOTOMETRIC: WHITE_IS_ZERO})
+    for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_upright(data, 10**6))[..., 0]):
+        assert np.array_equal(grey, np.tile(np.arange(255, -1, -1), (16, 1)))
+
+
+def test_a_png_with_megabytes_of_text_is_read_and_a_bomb_of_text_is_skipped_by_the_conversion() -> None:
+    """Image generators store their settings so. A shard must not contain what training cannot read."""
+
+    def with_text(megabytes: int) -> bytes:
+        text = PngInfo()
+        text.add_text("workflow", "x" * (megabytes << 20), zip=True)
+        return encoded(photograph(), "PNG", pnginfo=text)
+
+    image = with_text(3)
+    assert prepare(image, Encoding())[0] == image
+    assert open_upright(image, 10**6).size == (320, 240)
+    with pytest.raises(BadSample, match="too large") as told:
+        prepare(with_text(100), Encoding())
+    assert told.value.kind == "bad_image"
 
 
 @pytest.mark.parametrize("named", ["sRGB", "test"])
