@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onediff.data.formats import open_image
+from onediff.data.formats import open_image, to_rgb
 from onediff.errors import UserError
 from onediff.progress import progress
 
@@ -68,9 +68,9 @@ class Embedder:
 
 
 def rgb(data: bytes) -> Image.Image:
-    """An encoded image in RGB. Raises Pillow's error if it is not an image."""
+    """An encoded image, upright and in RGB. Raises Pillow's error if it is not an image, or BadSample."""
     with open_image(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+        return to_rgb(image)
 
 
 def near_by_cosine(samples: Sequence[Vectors], least: float, block: int = 1024) -> Iterator[tuple[int, int]]:

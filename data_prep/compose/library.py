@@ -11,12 +11,12 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_prep.scenes.backgrounds import PHOTOGRAPHS
 from data_prep.scenes.solids import solid
 from data_prep.scenes.things import COLOURS, MATERIALS, SHAPES
-from onediff.data.formats import open_image
+from onediff.data.formats import open_image, to_rgb
 from onediff.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -229,7 +229,7 @@ def _not_a_cutout(image: Image.Image) -> str:
 def _photograph(path: str) -> Image.Image:
     try:
         with open_image(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            image = to_rgb(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the photograph is damaged ({error}); remove it") from error
     image.thumbnail((LARGEST_BACKGROUND, LARGEST_BACKGROUND))

@@ -1,4 +1,4 @@
-"""The supported image formats, the one way to open an image, and faults that Pillow ignores."""
+"""The supported image formats, the one way to open an image, the one to RGB, and faults that Pillow ignores."""
 
 from __future__ import annotations
 
@@ -81,6 +81,23 @@ def jpeg_fault(data: bytes) -> str | None:
         extra = re.search(r"(\d+) extraneous bytes before marker", str(error))
         return None if extra and int(extra[1]) <= HARMLESS else str(error)
     return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image upright, in RGB, and in sRGB by its colour profile. Scales grey levels to 8 bits; lays alpha on white.
+
+    Raises BadSample if the meaning of its levels is unknown.
+    """
+    image = upright(image)
+    if profile := foreign_profile(image):
+        return to_srgb(image, profile)
+    if image.mode == "RGB":
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, with_alpha).convert("RGB")
+    return image.convert("RGB")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 from onediff.config.model import ImageConfig
-from onediff.data.formats import foreign_profile, kind_of, open_image, to_srgb, upright
+from onediff.data.formats import kind_of, open_image, to_rgb
 from onediff.data.geometry import crop_place, pad_place
 from onediff.data.sample import BadSample
 
@@ -65,23 +65,6 @@ def _judged(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise BadSample("bad_image", kind_of(data)) from None
     except Exception as error:  # Pillow's plugins raise many kinds of exceptions
         raise BadSample("bad_image", f"{type(error).__name__}: {error}") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image upright, in RGB, and in sRGB by its colour profile. Scales grey levels to 8 bits; lays alpha on white.
-
-    Raises BadSample if the meaning of its levels is unknown.
-    """
-    image = upright(image)
-    if profile := foreign_profile(image):
-        return to_srgb(image, profile)
-    if image.mode == "RGB":
-        return image
-    if "A" in image.getbands() or "transparency" in image.info:
-        with_alpha = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, with_alpha).convert("RGB")
-    return image.convert("RGB")
 
 
 Filter = Literal["bicubic", "bilinear"]

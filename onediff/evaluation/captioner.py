@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onediff.data.images import open_upright, to_rgb
+from onediff.data.formats import to_rgb
+from onediff.data.images import open_upright
 from onediff.data.rows import TokenRow, collate
 from onediff.data.sample import BadSample
 from onediff.errors import UserError

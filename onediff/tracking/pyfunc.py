@@ -9,17 +9,13 @@ caption that was replaced because it told a change that is not to be believed.
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from PIL import Image
 
-from onediff.data.formats import open_image
 from onediff.errors import UserError
 
 
@@ -42,14 +38,13 @@ class PyfuncModel(PythonModel):
         return pandas.DataFrame(self.model.judged(pairs), columns=["caption", "confidence", "warning", "instead_of"])
 
 
-def image(cell: Any) -> Image.Image:
-    """The image in a cell, by path or content, in RGB. Raises UserError for anything else."""
+def image(cell: Any) -> Path | bytes:
+    """The path of the image in a cell, or its bytes. Raises UserError for anything else."""
     if isinstance(cell, str) and not cell.startswith("data:") and len(cell) < 4096 and Path(cell).is_file():
-        return open_image(cell).convert("RGB")
+        return Path(cell)
     try:
-        raw = cell if isinstance(cell, bytes) else base64.b64decode(str(cell).rpartition(",")[2], validate=True)
-        return open_image(io.BytesIO(raw)).convert("RGB")
-    except (binascii.Error, OSError):
+        return cell if isinstance(cell, bytes) else base64.b64decode(str(cell).rpartition(",")[2], validate=True)
+    except ValueError:
         raise UserError(f"{str(cell)[:60]!r} is neither the path of an image nor an image in base64") from None
 
 

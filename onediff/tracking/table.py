@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from onediff.data.formats import open_image
+from onediff.data.formats import open_image, to_rgb
 from onediff.tracking.journal import put
 
 TABLE = "table.json"
@@ -63,8 +63,8 @@ def opened(image: Path | Image.Image | np.ndarray) -> Image.Image:
     """The image in RGB."""
     if isinstance(image, Path):
         with open_image(image) as file:
-            return file.convert("RGB")
-    return (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+            return to_rgb(file)
+    return to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
 
 def embedded(image: Image.Image) -> str:

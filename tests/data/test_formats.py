@@ -10,10 +10,14 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from data_prep.check import check_image
-from data_prep.images import Encoding, plain_size, prepare
+from data_prep.compose.library import Background
+from data_prep.embedding import rgb
+from data_prep.images import ORIENTATION, Encoding, plain_size, prepare
 from onediff.data.formats import PHOTOMETRIC, WHITE_IS_ZERO, open_image
 from onediff.data.images import open_upright, opened
 from onediff.data.sample import BadSample
+from onediff.evaluation.report.images import opened_small
+from onediff.tracking.table import opened as logged
 
 HOUSE = Path(__file__).parents[2]
 
@@ -86,6 +90,22 @@ def test_a_sixteen_bit_tiff_whose_zero_is_white_is_not_a_negative() -> None:
     data = encoded(Image.fromarray(levels), "TIFF", tiffinfo={PHOTOMETRIC: WHITE_IS_ZERO})
     for grey in (decoded(prepare(data, Encoding())[0])[..., 0], np.asarray(open_upright(data, 10**6))[..., 0]):
         assert np.array_equal(grey, np.tile(np.arange(255, -1, -1), (16, 1)))
+
+
+def test_pages_logs_and_searches_show_an_image_as_training_sees_it(tmp_path: Path) -> None:
+    """A transparent image was black in a report, a 16-bit one white as a background."""
+    clear = photograph().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = Image.fromarray(np.asarray(photograph().convert("L"), np.uint16) * 257)
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    for data in (encoded(clear, "PNG"), encoded(deep, "PNG"), encoded(photograph(), "PNG", exif=turned)):
+        file = tmp_path / f"{len(data)}.png"
+        file.write_bytes(data)
+        seen = open_upright(data, 10**6)
+        for shown in (rgb(data), logged(file), opened_small(data, 10**3), Background(str(file)).open()):
+            assert shown is not None
+            assert np.array_equal(np.asarray(shown), np.asarray(seen))
 
 
 def test_a_png_with_megabytes_of_text_is_read_and_a_bomb_of_text_is_skipped_by_the_conversion() -> None:

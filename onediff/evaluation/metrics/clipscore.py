@@ -10,13 +10,12 @@ Costs one pass of the CLIP for each new text and image; vectors are cached on di
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from onediff.data.formats import open_image
+from onediff.data.images import open_upright
 from onediff.evaluation.metrics.kept import Kept, Key
 from onediff.evaluation.metrics.metric import Pairs, Unavailable
 from onediff.evaluation.metrics.named_model import ModelMetric, short
@@ -100,9 +99,7 @@ def image_vectors(processor: Any, model: Any, images: Sequence[bytes]) -> list[l
     """Unit vectors of encoded images."""
     return _vectors(
         images,
-        lambda part: processor(
-            images=[open_image(io.BytesIO(data)).convert("RGB") for data in part], return_tensors="pt"
-        ),
+        lambda part: processor(images=[open_upright(data, 1_000_000_000) for data in part], return_tensors="pt"),
         model.get_image_features,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from onediff.config.model import ImageConfig
-from onediff.data.formats import open_image
+from onediff.data.formats import open_image, to_rgb
 from onediff.data.index import SampleSpan, read_index, read_sample
 from onediff.data.manifest import read_manifest
 from onediff.data.sample import BadSample, parse_sample
@@ -88,12 +88,12 @@ def with_attention(images: Source, attention: Mapping[str, str], config: ImageCo
 
 def opened_small(data: bytes, side: int) -> Image.Image | None:
     """The image, upright and RGB, with its longer side at most `side` pixels; None if it cannot be decoded."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with open_image(io.BytesIO(data)) as image:
             image.draft("RGB", (side, side))
-            small = ImageOps.exif_transpose(image).convert("RGB")
+            small = to_rgb(image)
             small.thumbnail((side, side))
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
