@@ -46,7 +46,9 @@ def parsed(body: bytes) -> Asked:
     for name, taken in (("n", 1), ("temperature", 0), ("top_p", 1)):
         if given.get(name) not in (None, taken):
             raise UserError(f"{name}: decoding is greedy; only {taken} is accepted")
-    tokens = given.get("max_completion_tokens", given.get("max_tokens", 64))
+    # Clients send null for what they leave to the server.
+    told = (given.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    tokens = next((value for value in told if value is not None), 64)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
         raise UserError(f"max_tokens: must be an integer from 1 to {MOST_TOKENS}")
     images, texts = content_of(users[0].get("content"))

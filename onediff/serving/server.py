@@ -52,6 +52,8 @@ POSTS = ("/caption", "/keep", "/v1/chat/completions")
 KEPT = "/kept/"
 LARGEST_AT_ONCE = 8
 """Requests of the largest size that may be in memory at once."""
+MOST_DROPPED = 256_000_000
+"""Bytes of a refused request that are still read."""
 
 
 class CaptionServer(ThreadingHTTPServer):
@@ -139,7 +141,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuses what `http.server` itself rejects: a request that is not HTTP, another method."""
-        self._refuse(405 if code == 501 else code, message or "not a request that this server supports")
+        self.close_connection = True
+        self._fail(405 if code == 501 else code, message or "not a request that this server supports")
 
     def do_HEAD(self) -> None:
         """`do_GET` without the body."""
@@ -234,9 +237,16 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _refuse(self, status: int, why: str) -> None:
-        # The body is not read, so the connection cannot be reused.
+        """Answers a request whose body has not been read, and ends the connection.
+
+        Most clients read an answer only after they have sent everything, so a body is read and dropped, up to a limit.
+        """
         self.close_connection = True
         self._fail(status, why)
+        length = self.headers.get("Content-Length", "")
+        left = min(int(length), MOST_DROPPED) if length.isdecimal() else 0
+        while left > 0 and (piece := self.rfile.read(min(left, 1 << 16))):
+            left -= len(piece)
 
     def _send(self, status: int, body: bytes | dict[str, Any], kind: str = "application/json") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
