@@ -101,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code: 0 for success, 2 for something the user can fix, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")  # a Latin-1 terminal cannot print arrows; that must not end a command
+        if isinstance(stream, io.TextIOWrapper) and (
+            codecs.lookup(stream.encoding).name != "utf-8" or stream.errors == "strict"
+        ):
+            # A Latin-1 terminal cannot print arrows, none a file's name that is not text; that must not end a command.
+            stream.reconfigure(errors="replace")
     try:
         if words in (["--version"], ["-V"]):
             from onediff.cli.version import version_lines

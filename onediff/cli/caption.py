@@ -113,9 +113,12 @@ def run(args: argparse.Namespace) -> int:
 
         write_gallery(args.report, shown, {"model": str(args.model), "pairs": str(done)})
         print(f"report: {args.report}", file=sys.stderr)
+    if faults and single:
+        raise UserError(faults[0])
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
     if faults:
-        left = "" if single else f"{len(faults)} of {done + len(faults)} pairs are left out; "
-        raise UserError(f"{left}{faults[0]}")
+        raise UserError(f"{len(faults)} of {done + len(faults)} pairs are left out, for the reasons above")
     return 0
 
 

@@ -22,6 +22,7 @@ class Pair(NamedTuple):
     """Two images, as files or (from a video) in memory, and reference captions if there are any."""
 
     id: str
+    """One line of text."""
     before: Path | Image.Image
     after: Path | Image.Image
     references: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ def pairs_of(
     before, after = paths
     if before.is_dir() != after.is_dir():
         raise UserError(f"{before} and {after}: one is a folder and the other is not")
-    return from_folders(before, after) if before.is_dir() else iter([Pair(before.stem, before, after)])
+    return from_folders(before, after) if before.is_dir() else iter([Pair(one_line(before.stem), before, after)])
 
 
 def from_folders(before: Path, after: Path) -> Iterator[Pair]:
@@ -60,7 +61,12 @@ def from_folders(before: Path, after: Path) -> Iterator[Pair]:
     names = sorted(first.keys() & second.keys())
     if not names:
         raise UserError(f"{before} and {after}: no image of the same name is in both")
-    return (Pair(name, first[name], second[name]) for name in names)
+    return (Pair(one_line(name), first[name], second[name]) for name in names)
+
+
+def one_line(name: str) -> str:
+    """A file's name as one line of text: a name may contain line breaks, and bytes that are not UTF-8."""
+    return " ".join(name.encode(errors="replace").decode().split())
 
 
 def unmatched(paths: list[Path]) -> dict[Path, list[str]]:
@@ -113,7 +119,7 @@ def from_table(table: Path) -> Iterator[Pair]:
             if None in row or not row["before"] or not row["after"]:
                 raise UserError(f"{where}: needs a before and an after, and as many fields as the header")
             pair = row.get("id") or f"{row['before']} {row['after']}"
-            made = Pair(pair, table.parent / row["before"], table.parent / row["after"])
+            made = Pair(one_line(pair), table.parent / row["before"], table.parent / row["after"])
             known = found.setdefault(pair, made)
             if known[:3] != made[:3]:
                 raise UserError(f"{where}: id {pair!r} names other images in an earlier row")

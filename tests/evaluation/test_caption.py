@@ -1,6 +1,7 @@
 """`onediff caption`: two files, two folders, a table, a video; text, JSON, attention map and a page."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_what_cannot_be_read_is_left_out_and_said_in_the_end(run, folders):
     assert code == 2
     assert [line.split(": ")[0] for line in out.splitlines()] == ["one"]
     assert "1 of 2 pairs are left out" in errors and "two.gif: not an image" in errors
+
+
+def test_every_unreadable_pair_is_named_and_a_name_that_is_no_text_does_not_cost_the_report(run, tmp_path):
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        for name in ("cut.png", "empty.png"):
+            (tmp_path / folder / name).write_bytes(b"")
+        for name in (b"two\nlines.png", b"no utf-8 \xff.png"):
+            write(tmp_path / folder / os.fsdecode(name), "red")
+    page = tmp_path / "page.html"
+    code, out, errors = run(tmp_path / "old", tmp_path / "new", "--report", page)
+    assert code == 2 and "2 of 4 pairs are left out" in errors
+    assert "left out: " in errors and "cut.png: not an image" in errors and "empty.png: not an image" in errors
+    assert [line.split(": ")[0] for line in out.splitlines()] == ["no utf-8 ?", "two lines"]
+    assert "no utf-8 ?" in page.read_text(encoding="utf-8")
 
 
 def test_a_table_with_captions_becomes_a_page_that_opens_and_filters(run, folders, tmp_path):
