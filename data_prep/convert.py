@@ -21,6 +21,8 @@ from onediff.outputs import writing
 
 OWN_NAMES = {"size": "table_size", "notes": "table_notes"}
 """New names in `meta` of columns whose names a conversion uses itself."""
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160), 0xFEFF), " ")
+"""Characters that no caption means, such as NUL, a terminal's escape and the byte-order mark, become spaces."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class MakeSample:
 
     def sample(self, row: Row, notes: list[str]) -> Sample:
         """The sample of a row. Raises `BadSample`, whose reason does not yet name the row."""
-        clean = [" ".join(caption.split()) for caption in row.captions]
+        clean = [" ".join(caption.translate(CONTROLS).split()) for caption in row.captions]
         kept = tuple(caption for caption in clean if any(map(str.isprintable, caption)))
         notes += ["blank_caption"] * (len(clean) - len(kept))
         if row.instruction and " ".join(row.instruction.split()) in kept:

@@ -57,6 +57,7 @@ def test_every_kind_of_table_gives_the_same_samples(
 def test_captions_in_several_columns_or_as_a_list_and_other_columns_kept(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    odd = "\ufeff[sic]\x00 o\u0308ne\x1b"
     rows = [
         {
             "left": "0.png",
@@ -66,7 +67,14 @@ def test_captions_in_several_columns_or_as_a_list_and_other_columns_kept(
             "captions": '["x", "y"]',
             "city": "Ulm",
         },
-        {"left": "2.png", "after": "3.png", "caption_1": "[sic] one", "caption_2": "", "captions": "", "city": ""},
+        {
+            "left": "2.png",
+            "after": "3.png",
+            "caption_1": "\ufeff[sic]\x00 o\u0308ne\x1b",
+            "caption_2": "",
+            "captions": "",
+            "city": "",
+        },
     ]
     path = table(folder / "t.csv", rows)
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path, "--columns", "before=left")
@@ -75,7 +83,7 @@ def test_captions_in_several_columns_or_as_a_list_and_other_columns_kept(
     found = records(folder / "out/train")
     assert found["0-1"]["captions"] == ["x", "y", "one", "two"]
     assert found["0-1"]["meta"]["city"] == "Ulm"
-    assert found["2-3"]["captions"] == ["[sic] one"]
+    assert found["2-3"]["captions"] == ["[sic] o\u0308ne"]
 
 
 def test_images_inside_a_parquet_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
