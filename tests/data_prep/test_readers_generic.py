@@ -57,7 +57,6 @@ def test_every_kind_of_table_gives_the_same_samples(
 def test_captions_in_several_columns_or_as_a_list_and_other_columns_kept(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    odd = "\ufeff[sic]\x00 o\u0308ne\x1b"
     rows = [
         {
             "left": "0.png",
