@@ -59,13 +59,26 @@ class Evaluations:
         """Whether this step is followed by an evaluation."""
         return self.every is not None and step % self.every == 0
 
+    def folder(self, step: int) -> Path:
+        """The folder of this step's captions and scores."""
+        return self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
+
+    def missed(self, step: int) -> bool:
+        """Whether a stop request prevented this step's evaluation. One that failed would fail again and is not missed."""
+        return step > 0 and not self.folder(step).exists()
+
+    def forget(self, step: int) -> None:
+        """Removes a partial evaluation, so that it counts as missed."""
+        if self.topology.ranks.rank == 0:
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+
     @section("evaluation")
     def scores(self, engine: Engine, step: int) -> tuple[Path, dict[str, float]] | None:
         """Folder of captions and scores, and the scores, on rank 0; None on the others. Collective.
 
         All ranks call `check` before each batch; what it raises must be raised on every rank.
         """
-        folder = self.run / "evaluation" / f"{self.data.name}-{self.config.split}-{self.phase}-{step}"
+        folder = self.folder(step)
         with raise_on_all_ranks():
             if self.topology.ranks.rank == 0:
                 # A resumed run repeats the step, with different weights if the arithmetic is not deterministic.

@@ -85,9 +85,10 @@ def between_steps(phase: Phase, asked: str | None) -> None:
 
 
 def measure_what_is_owed(phase: Phase) -> None:
-    """Takes the measurements that were skipped because of a stop request when this step was saved."""
+    """Takes the measurements of this step that a stop request prevented."""
     if phase.measures.owed(phase.step) and phase.measures.before_saving(phase.engine, phase.step):
         save(phase, best=True)
+    phase.measures.make_up(phase.engine, phase.step)
 
 
 def tell_what_was_left_out(phase: Phase) -> None:

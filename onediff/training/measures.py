@@ -100,7 +100,13 @@ class Measures:
             try:
                 self._scores(engine, step)
             except CutShort as signal:
+                self.evaluations.forget(step)
                 self.stopped = str(signal)
+
+    def make_up(self, engine: Engine, step: int) -> None:
+        """Takes the evaluation of a step that a stop request prevented after its checkpoint. Collective."""
+        if self.evaluations.due(step) and from_rank_zero(self.evaluations.missed(step)):
+            self.after_saving(engine, step)
 
     def to_json(self) -> dict[str, Any]:
         """For a checkpoint."""
