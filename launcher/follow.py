@@ -16,6 +16,8 @@ from launcher.sections import as_beat, in_words
 from onediff.columns import in_columns
 from onediff.errors import UserError
 
+SILENT = "Slurm does not answer"
+
 
 @dataclass
 class PhaseState:
@@ -41,16 +43,24 @@ class PhaseState:
     """Fraction of productive time, seconds by kind, and recoveries in seconds."""
 
 
-def look(records: Sequence[Record]) -> dict[str, slurm.Job]:
-    """The jobs of these runs that Slurm lists, in one query; empty if it does not answer."""
-    ids = [job for record in records for job in record.latest_jobs().values()]
+class Listed(dict[str, slurm.Job]):
+    """Jobs that Slurm lists, by id."""
+
+    silent = ""
+    """Slurm's error if it did not answer. The folders still tell most, but not what happens to a job between attempts."""
+
+
+def look(records: Sequence[Record]) -> Listed:
+    """The jobs of these runs that Slurm lists, in one query."""
+    ids, listed = [job for record in records for job in record.latest_jobs().values()], Listed()
     try:
-        return slurm.jobs(ids) if ids and slurm.available() else {}
-    except UserError:
-        return {}  # the controller is away; the folders still tell most
+        listed |= slurm.jobs(ids) if ids and slurm.available() else {}
+    except UserError as error:
+        listed.silent = f"{SILENT} ({error})"
+    return listed
 
 
-def phase_states(record: Record, listed: dict[str, slurm.Job] | None = None) -> list[PhaseState]:
+def phase_states(record: Record, listed: Listed | None = None) -> list[PhaseState]:
     """The state of each phase in the plan. `listed` is a result of `look`, which may cover other runs too."""
     latest, plan = record.latest_jobs(), record.submitted_plan()
     if plan.get("kind") == "data":
@@ -60,13 +70,13 @@ def phase_states(record: Record, listed: dict[str, slurm.Job] | None = None) -> 
         if slurm.available() and any(entry["job"] is None for entry in record.jobs()):  # an answer of sbatch was lost
             found = marked(record.run)
             latest |= {phase: job.job for phase, job in found.items()}
-            listed = listed | {job.job: job for job in found.values()}
-    except UserError:
-        listed = {}  # the controller is away; the folder still tells most
+            listed |= {job.job: job for job in found.values()}
+    except UserError as error:
+        listed.silent = f"{SILENT} ({error})"
     return [phase_state(record, phase, latest.get(phase), listed) for phase in plan["phases"]]
 
 
-def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, slurm.Job]) -> PhaseState:
+def phase_state(record: Record, phase: str, job: str | None, listed: Listed) -> PhaseState:
     attempts = record.attempts(phase)
     last = attempts[-1] if attempts else None
     status = record.status() if record.status().get("phase") == phase else {}
@@ -74,7 +84,7 @@ def phase_state(record: Record, phase: str, job: str | None, listed: dict[str, s
         final = record.final_metrics(phase)
         status = {"steps_total": final.get("step"), "loss": final.get("loss")}
     here = listed.get(job or "")
-    state, why = judged(record, phase, here, last, job is not None or runs_locally(record))
+    state, why = judged(record, phase, here, last, job is not None or runs_locally(record), listed.silent)
     total = status.get("steps_total")
     step = total if record.finished(phase) and total else record.step(phase)
     left = None
@@ -106,10 +116,11 @@ def current_section(record: Record, phase: str) -> str | None:
 def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
     """The combined state of a data job's tasks; a step is a finished task."""
     tasks, notes = record.plan()["phases"][phase]["tasks"], read_notes(record.exits(phase, 1))
+    listed, silent = list[slurm.Job](), ""
     try:
         listed = slurm.listed([job]) if job and slurm.available() else []
-    except UserError:
-        listed = []
+    except UserError as error:
+        silent = f"{SILENT} ({error})"
     running = sum(entry.state in ("RUNNING", "COMPLETING", "CONFIGURING") for entry in listed)
     waiting = [entry for entry in listed if entry.state == "PENDING"]
     failed = [note for note in notes if note["code"]]
@@ -129,15 +140,17 @@ def data_state(record: Record, phase: str, job: str | None) -> PhaseState:
         state, why = "waiting", why or ("" if waiting[0].reason == "None" else waiting[0].reason)
     elif failed or ended:
         state = "cancelled" if ended == ["CANCELLED"] and not failed else "failed"
+    elif silent:
+        state, why = "waiting", silent
     else:
         state = "stopped" if job else "not submitted"
     return PhaseState(phase, job, state, running, done, tasks, None, None, None, 0, why)
 
 
 def judged(
-    record: Record, phase: str, here: slurm.Job | None, last: Attempt | None, submitted: bool
+    record: Record, phase: str, here: slurm.Job | None, last: Attempt | None, submitted: bool, silent: str = ""
 ) -> tuple[str, str]:
-    """State and reason; Slurm takes precedence over the folder."""
+    """State and reason; Slurm takes precedence over the folder. If Slurm is `silent`, a job may be queued again."""
     ended = last.reason or "" if last else ""
     if record.finished(phase):
         return "finished", ""
@@ -158,10 +171,12 @@ def judged(
     if last and last.ended is None:
         if last.is_local:
             return "running", previous_end(record.attempts(phase))
-        return "running", "according to the folder; Slurm does not list the job"
+        return "running", f"according to the folder; {silent or 'Slurm does not list the job'}"
+    if last and silent and not last.is_local:
+        return "waiting", f"{silent}; before: {ended}"
     if last:
         return "stopped", ended
-    return ("waiting" if submitted else "not submitted"), ""
+    return ("waiting", silent) if submitted else ("not submitted", "")
 
 
 def runs_locally(record: Record) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.cancel import cancel
+from launcher.follow import SILENT
 from launcher.local import end_with
 from launcher.profile import ClusterProfile
 from launcher.queue import active_jobs
@@ -29,10 +30,16 @@ class Queued:
 
     def __init__(self, path: Path) -> None:
         self.run = Run(path)
+        self.is_told = False
+        """Whether the user knows that Slurm does not answer."""
 
     def state(self) -> str:
-        """See `Going`."""
+        """See `Going`. A run is going as long as Slurm does not answer."""
         states = self.run.status()
+        silent = next((one.why for one in states if one.state in GOING and SILENT in one.why), None)
+        if silent and not self.is_told:
+            print(f"{self.run.path.name}: {silent}; asking again", file=sys.stderr, flush=True)
+        self.is_told = silent is not None
         if ended := next((one for one in states if one.state in ("failed", "cancelled")), None):
             return f"{ended.phase} {ended.state}: {ended.why}"
         if any(one.state in GOING for one in states):

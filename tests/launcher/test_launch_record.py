@@ -51,6 +51,31 @@ def test_a_run_without_slurm_says_nothing_of_slurm(tmp_path):
     assert [(state.state, state.why) for state in phase_states(record)] == [("running", ""), ("waiting", "")]
 
 
+def test_a_job_that_was_queued_again_waits_while_slurm_does_not_answer(tmp_path, monkeypatch, capsys):
+    """It was called stopped, and a search gave its trial up."""
+    from launcher.trial import Queued
+
+    record = record_of_one(tmp_path / "run")
+    record.write_jobs([{"phase": "one", "job": "7", "submitted": 0.0}])
+    crashed = Attempt(1, "7", ["a"], 2, 0.0, 0, 1.0, 5, "crash", 1, "rank 1 died", action="requeue")
+    record.write_attempts("one", [crashed])
+    for name, does in (
+        ("sbatch", "exit 1"),
+        ("squeue", "echo 'error: Unable to contact slurm controller' >&2; exit 1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.defpath}")
+    trial = Queued(record.run)
+    (state,) = trial.run.status()
+    assert state.state == "waiting" and state.why.startswith("Slurm does not answer (squeue: Unable to contact")
+    assert state.why.endswith("before: rank 1 died")
+    assert trial.state() == trial.state() == "going"
+    assert capsys.readouterr().err.count("asking again") == 1
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")
+    assert trial.run.status()[0].state == "stopped", "Slurm answers that it has no such job"
+
+
 def test_a_status_with_strange_values_is_borne(tmp_path):
     record = record_of_one(tmp_path)
     write_json(tmp_path / "status.json", {"phase": "one", "step": "five", "loss": None})
