@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from launcher.record import Attempt, Json, Record, last_lines
 
-STEP, START, LOADING = "step", "start", "loading"
+STEP, START = "step", "start"
 
 
 class Beat(NamedTuple):

@@ -44,8 +44,6 @@ class Job(NamedTuple):
     reason: str
     """Why it is pending; `None` if it is not."""
     nodes: int
-    node_list: str
-    time_left: str
 
 
 class Partition(NamedTuple):
@@ -122,22 +120,23 @@ def listed(ids: Sequence[str]) -> list[Job]:
     if not ids:
         return []
     try:
-        text = command(
-            ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%F|%T|%r|%D|%N|%L"]
-        )
+        return [job for job, _ in queued(f"--jobs={','.join(ids)}")]
     except UserError as error:
         if "Invalid job id" in str(error):  # squeue knows none of them
             return []
         raise
-    rows = [line.split("|") for line in text.splitlines()]
-    return [Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]) for row in rows if len(row) == 6]
 
 
 def own_jobs() -> list[tuple[Job, str]]:
     """Every job of this user that Slurm still lists, with its comment."""
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}"]
-    rows = [line.split("|", 6) for line in command([*words, "--format=%F|%T|%r|%D|%N|%L|%k"]).splitlines()]
-    return [(Job(row[0], row[1], row[2], int(row[3] or 0), row[4], row[5]), row[6]) for row in rows if len(row) == 7]
+    return queued(f"--user={os.getuid()}")
+
+
+def queued(whose: str) -> list[tuple[Job, str]]:
+    """What `squeue` lists with the option `whose`, each entry with its comment."""
+    words = ["squeue", "--noheader", "--array", "--states=all", whose, "--format=%F|%T|%r|%D|%k"]
+    rows = [line.split("|", 4) for line in command(words).splitlines()]
+    return [(Job(row[0], row[1], row[2], int(row[3] or 0)), row[4]) for row in rows if len(row) == 5]
 
 
 def configuration() -> dict[str, str]:

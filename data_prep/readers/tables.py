@@ -79,21 +79,21 @@ def columns_of(path: Path, key: str = "") -> list[str]:
     return list(found)
 
 
-def columns_of_all(paths: Sequence[Path], key: str = "") -> list[str]:
+def columns_of_all(paths: Sequence[Path]) -> list[str]:
     """The columns of all these tables."""
-    return list(dict.fromkeys(name for path in paths for name in columns_of(path, key)))
+    return list(dict.fromkeys(name for path in paths for name in columns_of(path)))
 
 
-def table_rows(path: Path, key: str = "") -> Iterator[TableRow]:
-    """All rows of a table. `key` names the array of rows in a JSON object. Raises UserError."""
-    for batch in table_batches(path, key):
+def table_rows(path: Path) -> Iterator[TableRow]:
+    """All rows of a table. Raises UserError."""
+    for batch in table_batches(path):
         rows = batch.parsed
         for at in range(len(batch.cells)):
             yield f"{path.name} row {batch.first + at}", rows[at] if rows else fields_of(batch.cells, at)
 
 
 def table_batches(path: Path, key: str = "") -> Iterator[TableBatch]:
-    """The rows of a table, a few thousand at a time. Raises UserError."""
+    """The rows of a table, a few thousand at a time. `key` names the array of rows in a JSON object. Raises UserError."""
     kind = _kind(path)
     if kind in DELIMITED:
         yield from _delimited_batches(path)

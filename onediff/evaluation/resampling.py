@@ -22,10 +22,8 @@ class Difference(NamedTuple):
     p: float | None
 
 
-def intervals(
-    rows: Mapping[S, np.ndarray], resamples: int, seed: int, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap over pairs: metric → [pairs, columns] → name → (low, high).
+def intervals(rows: Mapping[S, np.ndarray], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap over pairs: metric → [pairs, columns] → name → (low, high).
 
     Pairs are drawn with replacement and the corpus score is recomputed from summed rows. CIDEr's document frequencies
     stay those of all references. A resample in which a score is undefined is left out of that score's interval.
@@ -38,12 +36,11 @@ def intervals(
         weights = rng.multinomial(pairs, np.full(pairs, 1 / pairs), size=size)
         for name, values in scores_of({metric: weights @ part for metric, part in rows.items()}).items():
             found.setdefault(name, []).append(values[~np.isnan(values)])
-    tails = [50 * (1 - level), 50 * (1 + level)]
     return {
         name: (float(low), float(high))
         for name, parts in found.items()
         if len(values := np.concatenate(parts))
-        for low, high in [np.percentile(values, tails)]
+        for low, high in [np.percentile(values, [2.5, 97.5])]
     }
 
 

@@ -89,57 +89,63 @@ def logits_of(architecture: Any) -> tuple[float, float, float | None]:
     return 1.0 if times is None else times, 1.0 if over is None else over, cap
 
 
-def check_language(architecture: Any, where: str = "model.language") -> None:
+def check_language(architecture: Any) -> None:
     """Raises UserError, before any weights are read, for a model whose loss in OneDiff would differ from its own."""
     kind = architecture.model_type
     if kind not in COVERED:
         inner = getattr(architecture.get_text_config(), "model_type", kind)
         hint = f" (its inner language model, {inner}, is)" if inner in COVERED else ""
         raise UserError(
-            f"{where}: models of type {kind} are not supported{hint}; docs/parallel.md lists supported types, such as "
-            "llama, mistral, qwen3, smollm3, gemma3_text, granite"
+            f"model.language: models of type {kind} are not supported{hint}; docs/parallel.md lists supported types, "
+            "such as llama, mistral, qwen3, smollm3, gemma3_text, granite"
         )
     heads = getattr(architecture, "num_attention_heads", None)
     shared = getattr(architecture, "num_key_value_heads", None) or heads
     if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
         raise UserError(
-            f"{where}: {heads} attention heads cannot share {shared} key/value heads; make num_attention_heads a multiple "
-            "of num_key_value_heads"
+            f"model.language: {heads} attention heads cannot share {shared} key/value heads; make num_attention_heads a "
+            "multiple of num_key_value_heads"
         )
     if getattr(architecture, "output_router_logits", False) and kind not in ROUTED:
         raise UserError(
-            f"{where}: the loss of {kind}'s router is not supported; set output_router_logits to false in its config"
+            f"model.language: the loss of {kind}'s router is not supported; set output_router_logits to false in its config"
         )
     if kind == "qwen2_moe" and architecture.use_sliding_window:
-        raise UserError(f"{where}: the sliding window of {kind} is not supported; set use_sliding_window to false")
+        raise UserError(
+            f"model.language: the sliding window of {kind} is not supported; set use_sliding_window to false"
+        )
 
 
 _BY_LENGTH = ("dynamic", "longrope")
 """Rotary embeddings that depend on the longest row, which a rank with a share of the tokens does not know."""
 
 
-def check_shares(architecture: Any, tensor: int, context: int, where: str = "parallel.context") -> None:
+def check_shares(architecture: Any, tensor: int, context: int) -> None:
     """Raises UserError for a model whose tokens cannot be divided among `context` groups of `tensor` ranks."""
     kind = architecture.model_type
     if kind not in SHARED:
-        raise UserError(f"{where}: {kind} models do not support context parallelism; use parallel.context=1")
+        raise UserError(f"parallel.context: {kind} models do not support context parallelism; use parallel.context=1")
     if getattr(architecture, "output_router_logits", False):
-        raise UserError(f"{where}: the loss of {kind}'s router needs whole rows; set output_router_logits to false")
+        raise UserError(
+            f"parallel.context: the loss of {kind}'s router needs whole rows; set output_router_logits to false"
+        )
     rope = getattr(architecture, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type")} | {one.get("rope_type") for one in rope.values() if isinstance(one, dict)}
     if found := next((one for one in _BY_LENGTH if one in kinds), None):
         raise UserError(
-            f"{where}: rotary embeddings of type {found} depend on the longest row, which ranks with a share of the tokens "
-            "do not know; use parallel.context=1"
+            f"parallel.context: rotary embeddings of type {found} depend on the longest row, which ranks with a share of "
+            "the tokens do not know; use parallel.context=1"
         )
     check_heads(architecture.num_attention_heads, tensor, context)
 
 
-def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tensor") -> None:
+def check_divisible(architecture: Any, tp_size: int) -> None:
     """Raises UserError, before any weights are read, if the language model cannot be split into `tp_size` parts."""
     kind = architecture.model_type
     if kind not in CUT:
-        raise UserError(f"{where}: models of type {kind} do not support tensor parallelism; use parallel.tensor=1")
+        raise UserError(
+            f"parallel.tensor: models of type {kind} do not support tensor parallelism; use parallel.tensor=1"
+        )
     heads = architecture.num_attention_heads
     counts = {
         "attention heads": heads,
@@ -148,14 +154,16 @@ def check_divisible(architecture: Any, tp_size: int, where: str = "parallel.tens
     }
     for what, count in counts.items():
         if count % tp_size:
-            raise UserError(f"{where}: {count} {what} cannot be split into {tp_size} equal parts")
+            raise UserError(f"parallel.tensor: {count} {what} cannot be split into {tp_size} equal parts")
 
 
-def check_sequence(architecture: Any, where: str = "parallel.sequence") -> None:
+def check_sequence(architecture: Any) -> None:
     """Raises UserError for a model whose layers are not norm, attention, norm, feed-forward."""
     families = ("llama", "mistral", "qwen2", "qwen3")
     if architecture.model_type not in families:
-        raise UserError(f"{where}: supports {', '.join(families)}, not {architecture.model_type} models; turn it off")
+        raise UserError(
+            f"parallel.sequence: supports {', '.join(families)}, not {architecture.model_type} models; turn it off"
+        )
 
 
 def check_packs(architecture: Any, where: str) -> None:

@@ -166,15 +166,12 @@ class VisionTower(nn.Module):
         return arguments | {"pixel_attention_mask": mask[:, 0, 0].long()}
 
 
-def encoder_layers(model: Any, where: str = "vision_last") -> nn.ModuleList:
-    """The transformer layers of a Hugging Face model, first to last.
-
-    Raises UserError, with the key `where`, if they cannot be identified.
-    """
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """The transformer layers of a Hugging Face model, first to last. Raises UserError if they cannot be identified."""
     depth = model.config.num_hidden_layers
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if len(found) != 1:
-        raise UserError(f"{where}: cannot identify the encoder layers of a {model.config.model_type}")
+        raise UserError(f"vision_last: cannot identify the encoder layers of a {model.config.model_type}")
     return found[0]
 
 

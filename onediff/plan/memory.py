@@ -53,8 +53,6 @@ class Counts:
 
     trained: int
     frozen: int
-    small: int
-    """Parameters in tensors that ZeRO-3 keeps gathered."""
     gathered_trained: int
     """Trained parameters that ZeRO-3 gathers for each use."""
     largest: int
@@ -76,7 +74,6 @@ def _counts(tape: Tape, persistent: int) -> Counts:
     return Counts(
         trained=sum(n for n, trains in sizes if trains),
         frozen=sum(n for n, trains in sizes if not trains),
-        small=sum(n for n, _ in sizes if n < persistent),
         gathered_trained=sum(n for n, trains in sizes if trains and n >= persistent),
         largest=max(n for n, _ in sizes),
         group=max(groups.values()),
