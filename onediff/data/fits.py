@@ -10,9 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onediff.config.model import ImageConfig
-from onediff.data.geometry import Plane, Size
-from onediff.data.native import native_plane, native_shape, patched
-from onediff.data.tiles import best_grid, laid_on_canvas, place_in, tile_plane
+from onediff.data.native import patched
+from onediff.data.tiles import laid_on_canvas
+from onediff.hub.planes_onediff import (
+    OneDiffPlane,
+    Size,
+    best_grid,
+    native_plane,
+    native_shape,
+    place_in,
+    tile_plane,
+)
 
 Pixels = Literal["fast", "exact"]
 
@@ -24,7 +32,7 @@ class Seen(NamedTuple):
     """`[views, 3, size, size]`, or `[patches, numbers]` with `fit: native`."""
     tokens: tuple[int, ...]
     """Image tokens of each image."""
-    planes: tuple[Plane, ...]
+    planes: tuple[OneDiffPlane, ...]
     """The layout of those tokens; empty if every image is one square."""
 
 
@@ -112,7 +120,7 @@ class OwnShape(ABC):
         return Seen(self.inputs(images, pixels), tuple(len(plane.chosen) for plane in planes), planes)
 
     @abstractmethod
-    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+    def planes(self, sizes: Sequence[Size]) -> tuple[OneDiffPlane, ...]:
         """The layout of the tokens of one sample's images, from their sizes."""
 
     @abstractmethod
@@ -126,7 +134,7 @@ class Tiles(OwnShape):
     def __init__(self, config: ImageConfig, patch: int) -> None:
         self.side, self.most, self.patch = config.size, config.max_tiles, patch
 
-    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+    def planes(self, sizes: Sequence[Size]) -> tuple[OneDiffPlane, ...]:
         if not sizes:
             return ()
         grid = best_grid(sizes, self.side, self.most)
@@ -141,8 +149,8 @@ class Tiles(OwnShape):
         for image in images:
             made.append(scale(image, (self.side, self.side)).transpose(2, 0, 1)[None])
             if grid != (1, 1):
-                place = place_in(grid, image.shape[1::-1], self.side)
-                made.append(laid_on_canvas(scale(image, place.size), grid, place, self.side))
+                left, top, *size = place_in(grid, image.shape[1::-1], self.side)
+                made.append(laid_on_canvas(scale(image, tuple(size)), grid, left, top, self.side))
         return np.concatenate(made)
 
 
@@ -152,7 +160,7 @@ class Native(OwnShape):
     def __init__(self, config: ImageConfig, patch: int) -> None:
         self.patch, self.most = patch, config.max_patches
 
-    def planes(self, sizes: Sequence[Size]) -> tuple[Plane, ...]:
+    def planes(self, sizes: Sequence[Size]) -> tuple[OneDiffPlane, ...]:
         return tuple(native_plane(native_shape(size, self.patch, self.most)) for size in sizes)
 
     def inputs(self, images: Sequence[NDArray[np.uint8]], pixels: Pixels) -> NDArray[np.uint8]:

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onediff.config.model import ImageConfig
-
-Size = tuple[int, int]
-"""Width and height, pixels."""
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The layout of one image's tokens."""
-
-    inputs: int
-    """How much of `TokenRow.images` belongs to this image: views of the tower's size, or patches."""
-    given: int
-    """Tokens that the tower outputs for those inputs."""
-    chosen: NDArray[np.int64]
-    """`[tokens]`: the tower's tokens that are kept, in reading order; the others saw only padding."""
-    boxes: NDArray[np.float32]
-    """`[tokens, 4]`: the left, top, right and bottom edges of what each kept token saw, as fractions of the image."""
-    shape: tuple[int, int] | None = None
-    """Rows and columns of patches, with `fit: native`."""
 
 
 class Box(NamedTuple):

@@ -7,39 +7,9 @@ aspect ratio by less than one patch. Images of the same size get the same shape.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
-from onediff.data.geometry import Plane, Size
-
-
-@lru_cache(maxsize=4096)
-def native_shape(size: Size, patch: int, most: int) -> tuple[int, int]:
-    """Rows and columns of patches, by the same search as `Siglip2ImageProcessor`, to the last bit."""
-
-    def patches(scale: float, length: int) -> int:
-        return max(1, math.ceil(length * scale / patch))
-
-    width, height = size
-    low, high = 1e-6, 100.0
-    while high - low >= 1e-5:
-        scale = (low + high) / 2
-        if patches(scale, height) * patches(scale, width) <= most:
-            low = scale
-        else:
-            high = scale
-    return patches(low, height), patches(low, width)
-
-
-@lru_cache(maxsize=1024)
-def native_plane(shape: tuple[int, int]) -> Plane:
-    """The tokens of an image of this shape: its patches in reading order."""
-    row, column = np.divmod(np.arange(shape[0] * shape[1]), shape[1])
-    corners = np.stack([column, row, column + 1, row + 1], 1) / np.array([shape[1], shape[0]] * 2)
-    patches = shape[0] * shape[1]
-    return Plane(patches, patches, np.arange(patches), corners.astype(np.float32), shape)
 
 
 def patched(pixels: NDArray[np.uint8], patch: int) -> NDArray[np.uint8]:

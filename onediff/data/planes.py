@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onediff.data.geometry import Plane
 from onediff.data.segments import Segments
+from onediff.hub.planes_onediff import OneDiffPlane
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Planes:
     chosen: Tensor
     """`[tokens]` int64: indexes into the tower's flattened output, image by image."""
     boxes: Tensor
-    """`[tokens, 4]` fp32, as in `Plane`."""
+    """`[tokens, 4]` fp32, as in `OneDiffPlane`."""
     roles: Tensor
     """`[tokens of pairs]` int64: 0 for tokens of a before image, 1 for tokens of an after image."""
     pairs: Segments
@@ -52,7 +52,7 @@ class HasPlanes(Protocol):
     """The attributes of a row used here."""
 
     images: Tensor
-    planes: tuple[Plane, ...]
+    planes: tuple[OneDiffPlane, ...]
     is_pair: bool
 
 
@@ -83,7 +83,7 @@ def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
     return _padded(images, planes, made) if own_shape else (images, made)
 
 
-def _padded(patches: Tensor, planes: Sequence[Plane], made: Planes) -> tuple[Tensor, Planes]:
+def _padded(patches: Tensor, planes: Sequence[OneDiffPlane], made: Planes) -> tuple[Tensor, Planes]:
     """Pads each image to the number of patches of the largest."""
     counts = [plane.inputs for plane in planes]
     longest = max(counts)

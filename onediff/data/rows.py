@@ -15,13 +15,13 @@ from onediff.config.data import DataConfig
 from onediff.config.model import ImageConfig
 from onediff.data.batch import Batch
 from onediff.data.fits import Seen, fit_of
-from onediff.data.geometry import Plane
 from onediff.data.lanes import SamplePlace, mix64
 from onediff.data.planes import laid_out
 from onediff.data.prompts import DELTA, IMAGE, Prompter, Turn
 from onediff.data.prompts import Sequence as TokenSequence
 from onediff.data.sample import BadSample, Fault, Sample
 from onediff.data.segments import Segments
+from onediff.hub.planes_onediff import OneDiffPlane
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +47,7 @@ class TokenRow:
     """Ids of its samples."""
     places: tuple[SamplePlace, ...] = ()
     """Places of its samples in the source."""
-    planes: tuple[Plane, ...] = ()
+    planes: tuple[OneDiffPlane, ...] = ()
     """The token layout of each image; empty if every image is one view."""
     features: Tensor | None = None
     """`[views, layers, tokens, width]`: precomputed features of its images, if there are any; `images` is then empty."""

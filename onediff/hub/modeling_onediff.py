@@ -135,7 +135,7 @@ class OneDiffPairs:
         self.lengths = [sum(tokens[first : first + 2]) for first in range(0, len(tokens), 2)]
         self.roles = torch.arange(len(tokens), device=device) % 2
         self.roles = self.roles.repeat_interleave(torch.tensor(tokens, device=device))
-        self.centres = torch.from_numpy(np.concatenate([plane.centres for plane in planes])).to(device)
+        self.centres = torch.from_numpy(np.concatenate([plane.centres() for plane in planes])).to(device)
         self.mask = None
         if len(set(self.lengths)) > 1:
             places = torch.arange(max(self.lengths), device=device)

@@ -11,10 +11,9 @@ from typing import Any
 
 from onediff.config.model import DeltaConfig, ModelConfig, PretrainedPart
 from onediff.config.towers import OWN_SHAPE, TowerFields, check_supported, check_tower
-from onediff.data.native import native_shape
-from onediff.data.tiles import best_grid
 from onediff.errors import UserError
 from onediff.hub.named import Named
+from onediff.hub.planes_onediff import best_grid, native_shape
 
 USUAL_IMAGE = (640, 480)
 """Width and height in pixels: the most common size in COCO."""
@@ -113,7 +112,6 @@ class DecoderSizes:
     mlp_bias: bool
     head_norms: bool
     """Whether attention normalises queries and keys per head (Qwen3)."""
-    positions: int = 2048
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,6 @@ def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
         out_bias=bias,
         mlp_bias=bool(known.get("mlp_bias")),
         head_norms=kind == "qwen3",
-        positions=known["max_position_embeddings"],
     )
 
 

@@ -12,8 +12,8 @@ from onediff.data.batch import Batch
 from onediff.data.fits import Fit, Seen, fit_of
 from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import TokenRow, collate, collate_packed
-from onediff.data.tiles import grids
 from onediff.errors import UserError
+from onediff.hub.planes_onediff import grids
 from onediff.model.vision import side_of, vision_architecture
 from onediff.plan.rows import rows_of
 

@@ -15,12 +15,12 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 from onediff.config.model import ImageConfig
 from onediff.data.fits import Native, Tiles
 from onediff.data.images import open_upright, upright_size
-from onediff.data.native import native_shape, unpatched
+from onediff.data.native import unpatched
 from onediff.data.planes import laid_out
 from onediff.data.prompts import DELTA, IMAGE
 from onediff.data.rows import collate, collate_packed
 from onediff.data.sample import BadSample
-from onediff.data.tiles import best_grid, grids
+from onediff.hub.planes_onediff import best_grid, grids, native_shape
 
 SIDE, PATCH = 32, 8
 SIZES = [(64, 32), (32, 64), (61, 45), (160, 90), (400, 37), (20, 30), (32, 32), (1000, 1), (97, 99)]
@@ -36,7 +36,7 @@ def native(most: int = 20) -> Native:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_tiles_equal_the_views_of_llava_next(size):
-    pinpoints = [[grid.rows * SIDE, grid.columns * SIDE] for grid in grids(6)]
+    pinpoints = [[rows * SIDE, columns * SIDE] for columns, rows in grids(6)]
     processor = LlavaNextImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
@@ -45,13 +45,13 @@ def test_tiles_equal_the_views_of_llava_next(size):
         do_rescale=False,
     )
     if min(size) > 1:
-        grid = best_grid([size], SIDE, 6)
-        assert (grid.rows * SIDE, grid.columns * SIDE) == select_best_resolution(size[::-1], pinpoints)
+        columns, rows = best_grid([size], SIDE, 6)
+        assert (rows * SIDE, columns * SIDE) == select_best_resolution(size[::-1], pinpoints)
         theirs = processor(image(size), return_tensors="np")["pixel_values"][0]
         ours = tiles().of([image(size)]).images
         # An image that one tile holds is seen once.
         assert np.array_equal(ours, theirs[: len(ours)])
-        assert len(ours) == (1 if grid == (1, 1) else 1 + grid.columns * grid.rows)
+        assert len(ours) == (1 if columns * rows == 1 else 1 + columns * rows)
 
 
 @pytest.mark.parametrize("size", SIZES)

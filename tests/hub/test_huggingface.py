@@ -132,9 +132,6 @@ def test_the_processor_of_an_export_preprocesses_images_as_in_training(fit):
             made = np.concatenate([one[: plane.inputs] for one, plane in zip(made, planes, strict=True)])
         assert (made == seen.images).all(), (height, width)
         assert tuple(len(plane.chosen) for plane in planes) == seen.tokens
-        for mine, theirs in zip(seen.planes, planes, strict=True) if seen.planes else ():
-            assert (mine.chosen == theirs.chosen).all() and mine.shape == theirs.shape
-            assert ((mine.boxes[:, :2] + mine.boxes[:, 2:]) / 2 == theirs.centres).all()
 
 
 @pytest.mark.parametrize("wording", ["what has changed", "first <image> second <image> what has changed"])
