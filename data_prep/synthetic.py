@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,20 @@ from PIL import Image
 
 from data_prep.report import Report
 from data_prep.writer import write_dataset
+from onediff.config.compose import find
+from onediff.config.section import Section, validated
+from onediff.config.yaml_file import read_mapping
 from onediff.data.sample import Sample
+
+Recipe = TypeVar("Recipe", bound=Section)
+
+
+def read_recipe(kind: type[Recipe], file: Path | None, size: int | None) -> Recipe:
+    """The recipe in a YAML file, or the usual one, for square images of `size` pixels if given. Raises UserError."""
+    values = read_mapping(find(str(file), Path.cwd())) if file else {}
+    if size is not None:
+        values = {**values, "width": size, "height": size}
+    return validated(kind, values, str(file) if file else "--size")
 
 
 @dataclass(frozen=True)

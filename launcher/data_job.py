@@ -16,7 +16,7 @@ from launcher.plan import container_prefix, pyxis_options
 from launcher.profile import ClusterProfile
 from launcher.queue import mark
 from launcher.record import Json
-from launcher.render import Script, directive, environment_lines, job_name, resource_directives, safe, variables
+from launcher.render import Script, check_folder, directive, environment_lines, job_name, resource_directives, variables
 from onediff.config.section import PLAIN_NAME, Section, nearest, validated
 from onediff.errors import UserError
 
@@ -105,9 +105,7 @@ def check_command(words: list[str], where: str) -> None:
 
 def data_plan(job: DataJob, run: Path, profile: ClusterProfile, tasks: int, again: list[str]) -> Json:
     """The plan for the tasks, as JSON. `again` is the command that resubmits the job."""
-    safe(str(run), "run folder")
-    if "%" in str(run):
-        raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")
+    check_folder(run)
     python = profile.python or sys.executable
     inside = profile.container.python if profile.container else python
     onediff = profile.command or [*container_prefix(profile, run), inside, *module(run, "onediff")]

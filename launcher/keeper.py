@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hmac
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from launcher.record import Json
 from launcher.task import node_name
@@ -38,13 +39,6 @@ SIOCGIFADDR = 0x8915
 """ioctl that returns the address of an interface (netdevice(7))."""
 
 Address = tuple[str, int]
-
-
-class ByteReader(Protocol):
-    """A stream that messages and files are read from."""
-
-    def read(self, size: int, /) -> bytes: ...
-    def readline(self) -> bytes: ...
 
 
 class Keeper:
@@ -110,7 +104,7 @@ class Keeper:
         except OSError:
             return False
 
-    def from_keeper(self, asked: Json, line: socket.socket, stream: ByteReader) -> Json | None:
+    def from_keeper(self, asked: Json, line: socket.socket, stream: io.BufferedIOBase) -> Json | None:
         """Answer the keeper of another node. Returns None if the answer has already been sent."""
         path = self.path(asked["generation"], asked["name"])
         if asked["do"] == "put":
@@ -126,7 +120,7 @@ class Keeper:
             return {"size": None}
         return None
 
-    def take(self, stream: ByteReader, path: Path, size: int) -> None:
+    def take(self, stream: io.BufferedIOBase, path: Path, size: int) -> None:
         """Write a file from `stream`, and give it its name once it is complete."""
         path.parent.mkdir(mode=0o700, exist_ok=True)
         aside = path.with_name(f".tmp-{path.name}-{threading.get_ident()}")
@@ -185,7 +179,7 @@ def answer(line: socket.socket, value: Json) -> None:
         send(line, value)
 
 
-def received(stream: ByteReader) -> Json:
+def received(stream: io.BufferedIOBase) -> Json:
     """The next message; empty if there is none or the line is not a message."""
     try:
         found: Any = json.loads(stream.readline())

@@ -14,7 +14,7 @@ from launcher.frozen import module
 from launcher.profile import ClusterProfile
 from launcher.queue import mark
 from launcher.record import Json, Record
-from launcher.render import Script, directive, environment_lines, job_name, resource_directives, safe, variables
+from launcher.render import Script, check_folder, directive, environment_lines, job_name, resource_directives, variables
 from launcher.rules import Rule, usable_nodes
 from onediff.config.section import nearest
 from onediff.errors import UserError
@@ -69,9 +69,7 @@ def make_plan(
 
     A training phase requests `spares` more nodes than its ranks need.
     """
-    safe(str(run), "run folder")
-    if "%" in str(run):
-        raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")
+    check_folder(run)
     python = profile.python or sys.executable
     container = profile.container
     inside = container.python if container else python

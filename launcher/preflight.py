@@ -109,24 +109,22 @@ def data_faults(folder: Path) -> list[str]:
 
 def summary() -> str:
     """Kernel, CPUs and GPUs of this node in one line."""
-    gpus = ""
-    if shutil.which("nvidia-smi"):
-        lines = asked("name")
-        gpus = f", {len(lines)} × {lines[0]}" if lines else ""
+    names = asked("name")
+    gpus = f", {len(names)} × {names[0]}" if names else ""
     return f"Linux {os.uname().release}, {os.cpu_count()} CPUs{gpus}"
 
 
 def gpu_driver() -> str | None:
     """Version of the GPU driver, or None if there is none."""
-    return next(iter(asked("driver_version")), None) if shutil.which("nvidia-smi") else None
+    return next(iter(asked("driver_version")), None)
 
 
 def asked(field: str) -> list[str]:
-    """A field of nvidia-smi for each GPU; empty if nvidia-smi does not answer."""
+    """A field of nvidia-smi for each GPU; empty if nvidia-smi is missing or does not answer."""
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.splitlines()
-    except subprocess.TimeoutExpired:
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return []
 
 

@@ -71,6 +71,13 @@ def safe(text: str, what: str) -> str:
     return text
 
 
+def check_folder(run: Path) -> None:
+    """Raises UserError for a run folder whose name would change in a job script."""
+    safe(str(run), "run folder")
+    if "%" in str(run):
+        raise UserError(f"run folder {run}: must not contain '%', which Slurm would replace")
+
+
 def one_line(text: str, what: str) -> str:
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
         raise UserError(f"{what} {text!r}: must be one line")

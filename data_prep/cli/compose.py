@@ -61,15 +61,9 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.compose.samples import ComposedPairs, ComposedSingles
     from data_prep.report import show_reports
     from data_prep.sheet import ON_A_SHEET, save_sheet
-    from data_prep.synthetic import write_splits
-    from onediff.config.compose import find
-    from onediff.config.section import validated
-    from onediff.config.yaml_file import read_mapping
+    from data_prep.synthetic import read_recipe, write_splits
 
-    values = read_mapping(find(str(args.recipe), Path.cwd())) if args.recipe else {}
-    if args.size is not None:
-        values = {**values, "width": args.size, "height": args.size}
-    config = validated(ComposeConfig, values, str(args.recipe) if args.recipe else "--size")
+    config = read_recipe(ComposeConfig, args.recipe, args.size)
     maker = ComposedPairs if args.pairs is not None else ComposedSingles
     number = args.pairs if args.pairs is not None else args.singles
     if args.sheet and args.pairs is None:

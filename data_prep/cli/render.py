@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.share import add_share
 from data_prep.splits import SPLITS, split_counts
 from onediff.amounts import at_least
 from onediff.errors import UserError
 from onediff.outputs import check_output
-
-if TYPE_CHECKING:
-    from data_prep.scenes.config import ScenesConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     # Imported here so that a launcher can check a command line on a login node quickly.
     from data_prep.report import show_reports
+    from data_prep.scenes.config import ScenesConfig
     from data_prep.scenes.render import render_pair
     from data_prep.scenes.samples import PairMaker, Singles
     from data_prep.sheet import ON_A_SHEET, save_sheet
-    from data_prep.synthetic import write_splits
+    from data_prep.synthetic import read_recipe, write_splits
 
-    config = scenes_config(args.scenes, args.size)
+    config = read_recipe(ScenesConfig, args.scenes, args.size)
     if not args.pairs + args.singles:
         raise UserError("give --pairs N, --singles N or both, at least 1")
     if not 0 <= args.jpeg <= 100:
@@ -76,16 +73,3 @@ def run(args: argparse.Namespace) -> None:
         )
         if reports:
             print(f"{args.out / name}\n{show_reports(reports)}")
-
-
-def scenes_config(file: Path | None, size: int | None) -> ScenesConfig:
-    """The scenes described by a YAML file, as square images of `size` pixels if given. Raises UserError."""
-    from data_prep.scenes.config import ScenesConfig
-    from onediff.config.compose import find
-    from onediff.config.section import validated
-    from onediff.config.yaml_file import read_mapping
-
-    values = read_mapping(find(str(file), Path.cwd())) if file else {}
-    if size is not None:
-        values = {**values, "width": size, "height": size}
-    return validated(ScenesConfig, values, str(file) if file else "--size")

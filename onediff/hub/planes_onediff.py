@@ -50,13 +50,13 @@ class OneDiffPlane(NamedTuple):
 
 def planes_of(settings: dict[str, Any], sizes: Sequence[Sequence[int]]) -> list[OneDiffPlane]:
     """The layout of each image; `sizes` are widths and heights, with pairs adjacent."""
-    sizes = [(width, height) for width, height in sizes]
+    images = [(width, height) for width, height in sizes]
     if settings["fit"] == "tiles":
         side, patch, most = settings["size"], settings["patch"], settings["max_tiles"]
-        grids = [best_grid(sizes[first : first + 2], side, most) for first in range(0, len(sizes), 2)]
-        return [tile_plane(grids[number // 2], size, side, patch) for number, size in enumerate(sizes)]
+        of_pairs = [best_grid(images[first : first + 2], side, most) for first in range(0, len(images), 2)]
+        return [tile_plane(of_pairs[number // 2], size, side, patch) for number, size in enumerate(images)]
     if settings["fit"] == "native":
-        return [native_plane(native_shape(size, settings["patch"], settings["max_patches"])) for size in sizes]
+        return [native_plane(native_shape(size, settings["patch"], settings["max_patches"])) for size in images]
     tokens = settings["tokens"]
     return [OneDiffPlane(1, tokens, np.arange(tokens), None)] * len(sizes)
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric
 
 from onediff.tracking.journal import Record, records
-from onediff.tracking.logged import CHECKPOINT, TRAINED, address, link, models_of
+from onediff.tracking.logged import CHECKPOINT, TRAINED, address, link, log_points, models_of
 from onediff.tracking.names import valid_model_name, valid_name
 from onediff.tracking.state import State
 
@@ -67,7 +67,8 @@ class Checkpoints:
                 told.clear()
             elif "metrics" in record:
                 told.append(record)
-        self._log(run_id, [metric(record, key, model, on) for record in told for key in record["metrics"]])
+        points = [metric(record, key, model, on) for record in told for key in record["metrics"]]
+        log_points(self.client, run_id, points)
 
     def _all(self) -> Iterator[LoggedModel]:
         return (model for model in models_of(self.client, self.experiment, self.run_id) if address(model))
@@ -101,7 +102,7 @@ class Checkpoints:
                 names = [one.removeprefix("loss/") for at, one in found if at == step and one.startswith("loss/")]
                 name = names[0] if key == "loss" and len(names) == 1 else key.removeprefix("loss/")
                 points.append(metric(record, key, models[step], sets.get(name, (None, None))))
-        self._log(self.state.sent(f"phase-{phase}").run_id, points)
+        log_points(self.client, self.state.sent(f"phase-{phase}").run_id, points)
 
     def _training_sets(self) -> dict[str, tuple[str, str]]:
         """Name and digest of the run's training data sets, by their names in the configuration."""
@@ -110,10 +111,6 @@ class Checkpoints:
 
     def _journal(self, stream: str) -> Path:
         return self.state.run / "tracking" / f"{stream}.jsonl"
-
-    def _log(self, run_id: str, points: list[Metric]) -> None:
-        for at in range(0, len(points), 1000):  # MLflow's limit for one request
-            self.client.log_batch(run_id, metrics=points[at : at + 1000])
 
 
 def of_steps(journal: Path, steps: Collection[int]) -> Iterator[Record]:

@@ -28,19 +28,13 @@ class Results:
 
     def read_to(self, journal: Path, end: int) -> dict[str, tuple[float, int]]:
         """Value and time of each metric used to compare runs, from the first `end` bytes of `journal`."""
-        while self.offset < end:
-            before = self.offset
-            for offset, record in read(journal, self.offset):
-                if offset > end:
-                    break
-                self.offset = offset
-                if "open" in record:  # ignores records after the step that it resumes from
-                    known, step = self.values, record["open"]["step"]
-                    self.values = {key: one for key, one in known.items() if one[1] <= step}
-                for key, value in record.get("metrics", {}).items():
-                    self.values[key] = (value, record["step"], record["time"])
-            if self.offset == before:
-                break
+        for offset, record in read(journal, self.offset, end - self.offset) if self.offset < end else ():
+            self.offset = offset
+            if "open" in record:  # ignores records after the step that it resumes from
+                known, step = self.values, record["open"]["step"]
+                self.values = {key: one for key, one in known.items() if one[1] <= step}
+            for key, value in record.get("metrics", {}).items():
+                self.values[key] = (value, record["step"], record["time"])
         wanted = OF_A_PHASE if journal.stem.startswith("phase-") else ""
         return {key: (value, time) for key, (value, _, time) in self.values.items() if key.startswith(wanted)}
 

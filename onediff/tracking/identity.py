@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onediff.atomic import write_whole
 from onediff.config.tracking import TrackingConfig
-from onediff.tracking.journal import put
 from onediff.tracking.place import here, remembered, without_secrets
 from onediff.tracking.state import State
 
@@ -110,4 +110,4 @@ def traces(run: Path, phase: str | None = None) -> dict[str, str]:
 
 
 def _write(run: Path, known: Mapping[str, Any]) -> None:
-    put(identity_file(run), json.dumps(known, indent=1))
+    write_whole(identity_file(run), json.dumps(known, indent=1))

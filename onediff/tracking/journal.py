@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onediff.atomic import write_whole
-
 LOG = logging.getLogger(__name__)
 Record = dict[str, Any]
 
@@ -152,11 +150,6 @@ def last(path: Path, key: str, window: int = 1 << 16) -> Record | None:
             if isinstance(record, dict) and key in record:
                 return dict(record)
     return None
-
-
-def put(path: Path, text: str) -> None:
-    """Writes a whole file."""
-    write_whole(path, text)
 
 
 def entries(record: Record) -> list[Record]:

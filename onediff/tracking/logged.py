@@ -1,16 +1,24 @@
-"""MLflow's logged models: those of a run, and their place on its page."""
+"""What MLflow keeps of a run: its metrics, and its logged models and their place on its page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 
 CHECKPOINT = "onediff.checkpoint"
 """Tag of a logged model: PHASE:STEP of its weights."""
 TRAINED = "trained"
 """Tag of a logged model that is, or is being, registered, and of its version: run, phase and step of its weights."""
+METRICS = 1000
+"""MLflow's limit for one request."""
+
+
+def log_points(client: MlflowClient, run_id: str, points: Sequence[Metric]) -> None:
+    """Logs any number of metrics."""
+    for at in range(0, len(points), METRICS):
+        client.log_batch(run_id, metrics=points[at : at + METRICS])
 
 
 def address(model: LoggedModel) -> str:

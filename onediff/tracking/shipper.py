@@ -21,6 +21,7 @@ from onediff.tracking.carrier import Carrier, gone, parcel_of
 from onediff.tracking.comparison import Results, decisive
 from onediff.tracking.identity import ADOPTED
 from onediff.tracking.journal import Record, entries, openings, read
+from onediff.tracking.logged import METRICS, log_points
 from onediff.tracking.names import PARAM_TEXT, TAG_TEXT, beneath, valid_name, valid_text
 from onediff.tracking.place import tracking_uri
 from onediff.tracking.refusal import reason, refused, too_large
@@ -32,7 +33,7 @@ LOG = logging.getLogger(__name__)
 IDENTITY = "onediff.stream"
 SWEEP = "onediff.sweep"
 PARENT = "mlflow.parentRunId"
-METRICS, PARAMS = 1000, 100  # MLflow's limits for one request
+PARAMS = 100  # MLflow's limit for one request
 NODES = "nodes"
 """The child that holds the system metrics of all nodes, which would clutter the run's results."""
 RESULTS_SECONDS = 300.0
@@ -229,8 +230,7 @@ class Shipper:
             if "metrics" in record
             for key, value in record["metrics"].items()
         ]
-        for at in range(0, len(points), METRICS):
-            self.client.log_batch(run_id, metrics=points[at : at + METRICS])
+        log_points(self.client, run_id, points)
         for record in records:
             for kind in ("open", "tags", "node", "end"):
                 if kind in record:
@@ -376,8 +376,7 @@ class Shipper:
         found = results.read_to(self.run / "tracking" / f"{name}.jsonl", self.state.sent(name).offset)
         points = [Metric(valid_name(key), value, at, 0) for key, (value, at) in found.items()]
         parent = self._run_id("run", [])
-        for at in range(0, len(points), METRICS):
-            self.client.log_batch(parent, metrics=points[at : at + METRICS])
+        log_points(self.client, parent, points)
         if points and name.startswith("evaluation-"):
             self.client.set_tag(parent, "evaluation", name.removeprefix("evaluation-"))
         if points:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onediff.tracking.journal import put
+from onediff.atomic import write_whole
 
 
 @dataclass
@@ -74,7 +74,8 @@ class State:
         """Writes the state to a temporary file and renames it."""
         with self.lock:
             streams = {name: asdict(sent) for name, sent in self.streams.items()}
-            put(self.run / "tracking" / "sent.json", json.dumps({"where": self.where, "streams": streams}, indent=1))
+            state = {"where": self.where, "streams": streams}
+            write_whole(self.run / "tracking" / "sent.json", json.dumps(state, indent=1))
 
     def sent(self, stream: str) -> Sent:
         """The state of one stream."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from onediff.atomic import write_whole
 from onediff.data.formats import open_image, to_rgb
-from onediff.tracking.journal import put
 
 TABLE = "table.json"
 PAGE = "index.html"
@@ -55,8 +55,8 @@ def write_table(folder: Path, artifact: str, rows: Sequence[Mapping[str, Any]]) 
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     page = f'<!doctype html><meta charset="utf-8"><title>{html.escape(artifact)}</title><style>{STYLE}</style>'
     page += f"<h1>{html.escape(artifact)}</h1><table><tr>{head}</tr>{''.join(lines)}</table>\n"
-    put(folder / PAGE, page)
-    put(folder / TABLE, json.dumps({"columns": columns, "data": cells}, ensure_ascii=False))
+    write_whole(folder / PAGE, page)
+    write_whole(folder / TABLE, json.dumps({"columns": columns, "data": cells}, ensure_ascii=False))
 
 
 def opened(image: Path | Image.Image | np.ndarray) -> Image.Image:
