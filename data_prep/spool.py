@@ -16,12 +16,10 @@ from data_prep.facts import clean
 from data_prep.readers import Row
 from data_prep.readers.batches import Meaning, RowBatch
 from data_prep.readers.columns import Columns
-from data_prep.readers.tables import fields_of
+from data_prep.readers.tables import ENCODE, fields_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import flight, goodput, slurm
@@ -201,10 +201,6 @@ def table(states: list[PhaseState]) -> str:
         numbers = (step, loss, pace, "" if s.seconds_left is None else spoken(s.seconds_left), str(s.restarts))
         rows.append((s.phase, s.job or "", s.state, s.at or "", str(s.nodes or ""), *numbers, s.why))
     return "\n".join(in_columns(rows))
-
-
-def as_json(states: list[PhaseState]) -> list[dict[str, object]]:
-    return [asdict(state) for state in states]
 
 
 def explanation(record: Record) -> str:

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.follow import as_json, look, phase_states, table
+    from launcher.follow import look, phase_states, table
     from launcher.goodput import in_words
     from launcher.local_chain import run_folder
     from launcher.record import Record
@@ -35,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
         listed = look(records)
         states = {str(record.run): phase_states(record, listed) for record in records}
         if args.json:
-            print(
-                json.dumps({folder: as_json(rows) for folder, rows in states.items()}, indent=None if args.watch else 1)
-            )
+            told = {folder: [asdict(row) for row in rows] for folder, rows in states.items()}
+            print(json.dumps(told, indent=None if args.watch else 1))
         else:
             if args.watch and sys.stdout.isatty():
                 print("\033[H\033[2J", end="")

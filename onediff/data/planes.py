@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from onediff.data.segments import Segments
 from onediff.hub.planes_onediff import OneDiffPlane
+
+if TYPE_CHECKING:
+    from onediff.data.rows import TokenRow
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,7 @@ class Planes:
         return [level.flatten(0, 1).index_select(0, chosen) for level in levels]
 
 
-class HasPlanes(Protocol):
-    """The attributes of a row used here."""
-
-    images: Tensor
-    planes: tuple[OneDiffPlane, ...]
-    is_pair: bool
-
-
-def laid_out(rows: Sequence[HasPlanes]) -> tuple[Tensor, Planes | None]:
+def laid_out(rows: Sequence[TokenRow]) -> tuple[Tensor, Planes | None]:
     """The tower's input for the images of these rows, pairs first, and the layout of its tokens.
 
     The layout is None if every image is one view or there are no images. With `fit: native`, images are padded to the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,6 @@ from onediff.errors import UserError
 from onediff.hub.files import WEIGHTS, shards
 from onediff.parallel.block import Block, BlockRange, overlaps
 from onediff.parallel.safetensors_writer import DTYPES
-
-log = logging.getLogger(__name__)
 
 BAND = 1 << 24
 """Elements copied at a time, so that a large vocabulary is never in memory twice."""

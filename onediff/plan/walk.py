@@ -108,7 +108,7 @@ def walk(
     chosen = tape.place(Value((own.targets, sizes.decoder.width), itemsize, hidden.grad))
     tied = embedding if sizes.decoder.tied else None
     logits = tape.linear(chosen, vocabulary, False, cut="column" if tensor > 1 else "", tied=tied)
-    _loss(tape, logits)
+    tape.loss(logits)
     return tape
 
 
@@ -342,8 +342,3 @@ def _head_norm(tape: Tape, x: Value, head_size: int) -> Value:
 def _gated(tape: Tape, gate: Value, up: Value) -> Value:
     gate = tape.activation(gate, "silu")
     return tape.elementwise(gate, up, keeps=(gate, up))
-
-
-def _loss(tape: Tape, logits: Value) -> None:
-    """Cross-entropy in fp32, which keeps the log-softmax."""
-    tape.loss(logits)

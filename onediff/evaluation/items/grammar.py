@@ -13,6 +13,7 @@ contain "and". Text that no pattern matches is reported as unread and counts aga
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -102,9 +103,12 @@ class Reading(NamedTuple):
     @property
     def type(self) -> str | None:
         """The change type of the whole caption, `none` and `several` included; None if something is unread."""
-        if self.unread:
-            return None
-        return "none" if not self.items else self.items[0].type if len(self.items) == 1 else "several"
+        return None if self.unread else type_of(self.items)
+
+
+def type_of(items: Sequence[Item]) -> str:
+    """The change type of a pair with these changes: `none`, `several`, or that of its one change."""
+    return "none" if not items else items[0].type if len(items) == 1 else "several"
 
 
 def read(caption: str) -> Reading:

@@ -10,9 +10,9 @@ import numpy as np
 
 from onediff.errors import UserError
 from onediff.evaluation.items.agreement import COUNTED, judged
-from onediff.evaluation.items.grammar import Reading, read
+from onediff.evaluation.items.grammar import Reading, read, type_of
 from onediff.evaluation.items.known import TrueChanges, known
-from onediff.evaluation.metrics.metric import existing
+from onediff.evaluation.metrics.metric import existing, ratio
 
 # The columns of a row, followed by two per attribute: how often it is counted, how often it is right.
 PAIRS, RIGHT, CHANGED, CHANGED_RIGHT, TRUE, FOUND, SAID, HALLUCINATED, UNCHANGED, FALSE_ALARM, MISSED, UNREAD = range(
@@ -81,7 +81,7 @@ def score(
         raise UserError("no pair has both a caption and a list of its changes (meta.changes); item scores need both")
     readings = {pair: read(captions[pair]) for pair in truths}
     rows = np.array([row(readings[pair], truth) for pair, truth in truths.items()], dtype=float)
-    types = [type_of(truth) for truth in truths.values()]
+    types = [type_of(truth.items) for truth in truths.values()]
     return ItemScores(
         values=existing(ratios(rows.sum(0))),
         intervals=intervals({metric("items"): rows}, bootstrap, seed) if bootstrap else {},
@@ -113,10 +113,4 @@ def row(reading: Reading, truth: TrueChanges) -> list[float]:
 
 def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
     """Summed rows [..., COLUMNS] → each score [...]; NaN where there is nothing to count."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {name: np.divide(sums[..., top], sums[..., bottom]) for name, (top, bottom) in RATIOS.items()}
-
-
-def type_of(truth: TrueChanges) -> str:
-    """The change type of a pair: `none`, `several`, or that of its one change."""
-    return "none" if not truth.items else truth.items[0].type if len(truth.items) == 1 else "several"
+    return {name: ratio(sums[..., top], sums[..., bottom]) for name, (top, bottom) in RATIOS.items()}

@@ -14,9 +14,7 @@ from onediff.errors import UserError
 from onediff.evaluation.metrics.metric import Metric, Pairs, Rows, Unavailable, scores_of
 
 USUAL = ("items", "bleu", "meteor", "rouge", "cider", "change-type")
-"""Computed in every evaluation, in the order of tables."""
-OPTIONAL = ("spice", "bertscore", "clipscore", "pacscore")
-"""Computed only on request: they need a model, or Java with models of its own."""
+"""Computed in every evaluation, in the order of tables. Others need a model, or Java with models of its own."""
 
 
 def metric(name: str) -> Metric:
@@ -28,19 +26,9 @@ def metric(name: str) -> Metric:
     return found.of_model(model)
 
 
-def names() -> list[str]:
-    """All names; those of other packages come last."""
-    return [*USUAL, *OPTIONAL, *sorted(METRICS.points().keys() - {*USUAL, *OPTIONAL})]
-
-
 def chosen(more: Sequence[str] = (), without: Sequence[str] = ()) -> tuple[Metric, ...]:
     """The usual metrics except `without`, then `more` in their order. Raises UserError for an unknown name."""
     return tuple(metric(name) for name in dict.fromkeys((*USUAL, *more)) if name not in without)
 
 
-def score_names(more: Sequence[str] = ()) -> tuple[str, ...]:
-    """The scores that the usual metrics and `more` can give."""
-    return tuple(name for one in chosen(more) for name in one.scores)
-
-
-__all__ = ["Metric", "Pairs", "Rows", "Unavailable", "chosen", "metric", "names", "score_names", "scores_of"]
+__all__ = ["Metric", "Pairs", "Rows", "Unavailable", "chosen", "metric", "scores_of"]
