@@ -154,7 +154,7 @@ def build_manifest(folder: Path | str, checksums: bool = False) -> Manifest:
     folder = Path(folder)
     tars = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not tars:
-        below = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
+        below = sorted(path.parent.name for path in folder.glob(f"[!.]*/{FILE}"))
         hint = f"it holds the splits {', '.join(below)}: name one, such as {folder / below[0]}" if below else "write it"
         raise UserError(f"{folder}: no tar shards in this folder; {hint}")
     shards = tuple(
