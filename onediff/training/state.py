@@ -64,6 +64,8 @@ def go_back(phase: Phase, spike: GoBack) -> int:
         phase.copies.forget()
     then = read_manifest(spike.checkpoint).extra
     now = joined(phase_state(phase), gathered(own_state(phase)))
+    # The step after the spike may be in progress: its metrics are never read, but its samples are.
+    phase.skipped = now["skipped"] = max(phase.skipped, sum(now["skipped_by_kind"].values()))
     data = {key: now[key] for key in ("skipped", "skipped_by_kind", "cut_answers", "position")}
     passed_over = {
         "from_step": spike.step,

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 
 import forked
@@ -117,6 +118,28 @@ def test_a_spike_goes_back_and_passes_over_its_samples(spiked):
     assert [passed["cursors"] for passed in back["bad_steps"]["rollbacks"]] == [[[[6]] * ROWS, [[9]] * ROWS]]
     losses = metrics(run, PHASE)
     assert max(losses.values()) < 3 * min(losses.values()), "no step of the spike is left"
+
+
+def spoil(shard: Path, id: str) -> None:
+    """Overwrites the start of a sample's image."""
+    with tarfile.open(shard) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+        records = {name: json.load(tar.extractfile(name)) for name in members if name.endswith(".json")}
+    key = next(name for name, record in records.items() if record["id"] == id).removesuffix("json")
+    image = next(member for name, member in members.items() if name.startswith(key) and name not in records)
+    with shard.open("r+b") as file:
+        file.seek(image.offset_data)
+        file.write(bytes(100))
+
+
+def test_an_unreadable_sample_of_a_step_that_a_way_back_drops_is_counted_like_any_other(data, order, spike, tmp_path):
+    """Step 9 is under way when step 8 turns out to be a spike, so nobody reads its metrics."""
+    folder, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
+    (shard,) = (folder / "singles" / "train").glob("*.tar")
+    spoil(shard, order[8][1])
+    done = poisoned(run, folder, spike, *SPIKES)
+    assert done.returncode == 0 and "rolling back to step 6" in done.stderr, done.stderr
+    assert metrics(run, PHASE, "skipped_samples")[STEPS] == metrics(run, PHASE, "skipped/bad_image")[STEPS] == 1
 
 
 @pytest.mark.long
