@@ -86,7 +86,8 @@ class Folder:
             found = self._similar(path)
             descriptor, notes = self._open(found) if found else -1, ["other_name"]
         if descriptor < 0:
-            raise BadSample("missing_image", f"no file {path!r} in {self.root}")
+            found = "a link to a missing file:" if os.path.islink(self.root / path) else "no file"
+            raise BadSample("missing_image", f"{found} {path!r} in {self.root}")
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             os.close(descriptor)

@@ -130,6 +130,10 @@ SKIPPED = {
     "an empty caption": ({**PAIR, "after": "2.png", "caption": "   "}, "no_caption: t.csv row 2: the caption is empty"),
     "no image named": ({**PAIR, "after": ""}, "missing_image: t.csv row 2: there is no after image"),
     "a missing file": ({**PAIR, "after": "9.gif"}, "missing_image: t.csv row 2: no file '9.gif' in"),
+    "a link that leads nowhere": (
+        {**PAIR, "after": "link.png"},
+        "missing_image: t.csv row 2: a link to a missing file: 'link.png' in",
+    ),
     "a missing archive": ({**PAIR, "after": "9.tar#1.png"}, "missing_image: t.csv row 2: no archive '9.tar' in"),
     "a missing member": ({**PAIR, "after": "a.tar#9.png"}, "missing_image: t.csv row 2: no member '9.png' in"),
     "a folder": ({**PAIR, "after": "sub"}, "missing_image: t.csv row 2: 'sub' is not a plain file"),
@@ -156,6 +160,7 @@ def test_a_row_that_cannot_be_used_is_counted_and_named_or_stops_a_strict_conver
     at = frame.index(b"\xff\xc0") + 5  # height and width of the frame
     put(folder / "bomb.jpg", frame[:at] + b"\xff" * 4 + frame[at + 4 :])
     (folder / "sub").mkdir()
+    (folder / "link.png").symlink_to("nowhere.png")
     tar_with(folder / "a.tar", "1.png")
     path = table(folder / "t.csv", [PAIR, row])
     code, said, error = convert(capsys, "generic", folder / "out", "--table", path)

@@ -169,6 +169,12 @@ TRIED: dict[str, Callable[[Path], tuple[str, ...]]] = {
     "TIFF of floats from 0 to 1": image(
         "x.tif", lambda: saved(Image.fromarray(np.float32(pixels(7)[..., 0] / 255)), "TIFF")
     ),
+    "TIFF of floats from -1 to 1": image(
+        "x.tif", lambda: saved(Image.fromarray(np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30)), "TIFF")
+    ),
+    "TIFF of 32-bit integers": image(
+        "x.tif", lambda: saved(Image.fromarray(np.int32(pixels(7)[..., 0]) * 10**6 + 10**6), "TIFF")
+    ),
     "16-bit PNG": image("x.png", lambda: saved(Image.fromarray(np.uint16(pixels(7)[..., 0]) * 256), "PNG")),
     "AVIF": image("x.avif", lambda: saved(plain(), "AVIF")),
     "JPEG 2000": image("x.jp2", lambda: saved(plain(), "JPEG2000")),
