@@ -73,7 +73,7 @@ def test_grey_of_more_than_eight_bits_keeps_its_brightness(levels, mode) -> None
 
 
 def test_levels_of_unknown_meaning_are_refused_and_a_stray_one_changes_nothing() -> None:
-    """All of these were black or white, in a shard and in a caption, silently."""
+    """All of these silently became black or white, in a shard and in a caption."""
     ramp = np.tile(np.linspace(0, 1, 256, dtype=np.float32), (16, 1))
     for levels in (ramp * 2 - 1, ramp * 1e6, (ramp * 2**24).astype(np.int32), (ramp * -(2**24)).astype(np.int32)):
         data = encoded(Image.fromarray(levels), "TIFF")
