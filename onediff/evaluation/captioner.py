@@ -20,9 +20,8 @@ from onediff.evaluation.confidence.looks import log_probability, second_look
 from onediff.model.answer import answer_ids, texts
 from onediff.model.attention_map import attention_maps
 from onediff.model.saved import load_model
-from onediff.parallel.placement import Placement
+from onediff.parallel.placement import ALONE, Placement
 from onediff.parallel.topology import Topology
-from onediff.ranks import Ranks
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
@@ -36,14 +35,13 @@ class Captioner:
         device: str | None = None,
         *,
         precision: str = "auto",
-        topology: Topology | None = None,
+        topology: Topology = ALONE.topology,
     ) -> None:
         """Loads a saved model. `precision` is `bf16`, `fp32` or `auto`: bf16 on a GPU that supports it, else fp32.
 
         If T > 1 in `topology`, the language model is split over the tensor group, and all its ranks must answer together.
         Raises UserError if the folder is not a saved model, or if the model cannot be split.
         """
-        topology = topology or Topology(Ranks(), 1, None)
         gpu = torch.cuda.is_available()
         self.device = torch.device(device or (f"cuda:{torch.cuda.current_device()}" if gpu else "cpu"))
         if precision == "auto":

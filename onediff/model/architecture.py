@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from onediff.config.difference import flat
 from onediff.config.model import PretrainedPart
 from onediff.config.section import nearest
 from onediff.errors import UserError
 from onediff.model.lean import transformers
-from onediff.parallel.pretrained import UNREAD
 
 NUMBER_AS_TEXT = re.compile(r"got str \(value: '[+-]?\d+[eE]")
 """Matches the error of transformers for a number that YAML read as text."""
@@ -97,24 +95,3 @@ def _unknown_name(error: Exception, arch: transformers.PretrainedConfig) -> str 
         return None
     known = ROPE_INIT_FUNCTIONS if key.startswith("rope") else ACT2FN
     return f"{key}: unknown {name!r}{nearest(name, known)}"
-
-
-def pretrained(
-    model_class: Any, part: PretrainedPart, arch: transformers.PretrainedConfig, where: str, attention: str | None
-) -> Any:
-    """A model of `model_class` with the weights of `part.name`.
-
-    Raises UserError, with the key `where`, if they cannot be read or if any are missing, which Hugging Face would initialise
-    randomly.
-    """
-    try:
-        model, report = model_class.from_pretrained(
-            part.name, revision=part.revision, config=arch, attn_implementation=attention, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}.name: cannot read the weights in {part.name!r}: {first}") from None
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNREAD))
-    if missing:
-        raise UserError(f"{where}.name: the weights in {part.name!r} lack {len(missing)} tensors, such as {missing[0]}")
-    return model

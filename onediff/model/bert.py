@@ -11,10 +11,9 @@ from onediff.errors import UserError
 from onediff.model.delta import Attention, DeltaModule
 from onediff.model.lean import transformers
 from onediff.parallel.materialize import place
+from onediff.parallel.placement import ALONE
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
-from onediff.parallel.topology import Topology
-from onediff.ranks import Ranks
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def initialise_from_bert(delta: DeltaModule, name: str) -> None:
     BERT, has too few layers or another width.
     """
     bert, source = bert_and_source(name, layers=len(delta.layers), width=delta.tokens.shape[1])
-    bert = place(bert, source, Topology(Ranks(), 1, None))
+    bert = place(bert, source, ALONE.topology)
     ours: Any
     theirs: Any
     for ours, theirs in zip(delta.layers, bert.encoder.layer, strict=False):

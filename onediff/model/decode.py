@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onediff.model.cuda_graph import Step
 from onediff.zero.parameters import is_sharded
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks are norm, attention, norm, gated feed-forward."""
 KNOWN = frozenset({"eos_token_id", "pad_token_id", "do_sample", "num_beams", "synced"})
 """Supported options."""
-Step = Callable[[], None]
 
 
 def not_greedy(language: Any, length: int, options: dict[str, Any]) -> str | None:

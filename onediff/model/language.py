@@ -11,46 +11,39 @@ from torch import Tensor
 from onediff.config.model import LanguageConfig, LoraConfig
 from onediff.data.batch import Batch
 from onediff.data.segments import Segments
-from onediff.model.architecture import architecture, described, pretrained
+from onediff.model.architecture import architecture
 from onediff.model.families import check_language, logits_of
 from onediff.model.lean import transformers
 from onediff.model.lora import add_adapters
 from onediff.model.registered import NAME, implementation, no_mask, segments_mask
 from onediff.parallel.context import ContextSplit
 from onediff.parallel.loss import Logits, target_loss, with_loss
-from onediff.parallel.placement import Placement
+from onediff.parallel.placement import ALONE, Placement
 
 
 def build_language(
     config: LanguageConfig,
     attention: str | None = None,
-    placement: Placement | None = None,
+    placement: Placement = ALONE,
     lora: LoraConfig | None = None,
 ) -> Any:
     """The causal language model, with pretrained weights if `name` is given, split and loaded as `placement` says.
 
-    `lora` adds adapters, which need a placement. Raises UserError for model types that are not supported.
+    `lora` adds adapters. Raises UserError for model types that are not supported.
     """
     arch = architecture(config, "model.language")
     check_language(arch)
     attention = attention or implementation(transformers.AutoModelForCausalLM, arch)
-    if placement is not None:
-        language = placement.build(
-            transformers.AutoModelForCausalLM,
-            arch,
-            config.name,
-            revision=config.revision,
-            attention=attention,
-            cut=True,
-            adapt=None if lora is None else partial(add_adapters, config=lora),
-        )
-        language.context_group = placement.topology.context_group
-    else:
-        assert lora is None, "adapters need a placement"
-        if config.name is None:
-            language = described(transformers.AutoModelForCausalLM, arch, attn_implementation=attention)
-        else:
-            language = pretrained(transformers.AutoModelForCausalLM, config, arch, "model.language", attention)
+    language = placement.build(
+        transformers.AutoModelForCausalLM,
+        arch,
+        config.name,
+        revision=config.revision,
+        attention=attention,
+        cut=True,
+        adapt=None if lora is None else partial(add_adapters, config=lora),
+    )
+    language.context_group = placement.topology.context_group
     with_loss(language.get_output_embeddings(), Logits(*logits_of(language.config)))
     return language
 

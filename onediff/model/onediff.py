@@ -18,7 +18,7 @@ from onediff.model.lean import transformers
 from onediff.model.norms import Kernels, fuse_norms
 from onediff.model.projector import Projector
 from onediff.model.vision import VisionTower
-from onediff.parallel.placement import Placement
+from onediff.parallel.placement import ALONE, Placement
 
 PARTS = ("vision", "delta", "projector", "language")
 
@@ -30,14 +30,14 @@ class OneDiffModel(nn.Module):
         self,
         config: ModelConfig,
         attention: str | None = None,
-        placement: Placement | None = None,
+        placement: Placement = ALONE,
         lora: LoraConfig | None = None,
         norms: Kernels = "auto",
     ) -> None:
         """`attention` is a name that transformers knows (`eager`, `sdpa`), instead of our own function."""
         super().__init__()
-        self.vision = VisionTower(config.vision, attention, placement and placement.of("vision"))
-        self.language = build_language(config.language, attention, placement and placement.of("language"), lora)
+        self.vision = VisionTower(config.vision, attention, placement.of("vision"))
+        self.language = build_language(config.language, attention, placement.of("language"), lora)
         language_width = self.language.config.hidden_size
         self.delta = build_delta(config.delta, self.vision.width, len(config.vision.levels), self.vision.tokens)
         self.projector = Projector(self.vision.width, config.delta.width, language_width)

@@ -39,7 +39,7 @@ from onediff.hub.huggingface import write_huggingface
 from onediff.model.build import build_processor
 from onediff.model.lora import save_adapter
 from onediff.model.onediff import OneDiffModel
-from onediff.parallel.placement import Placement
+from onediff.parallel.placement import ALONE, Placement
 
 FILE = SAVED_MODEL_FILE
 OWN_PARTS = ("delta", "projector")
@@ -137,7 +137,7 @@ def description(folder: Path) -> SavedModel:
     return validated(SavedModel, under_new_names(read_mapping(file)), str(file))
 
 
-def load_model(folder: Path, placement: Placement | None = None) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
+def load_model(folder: Path, placement: Placement = ALONE) -> tuple[OneDiffModel, Processor, Any, SavedModel]:
     """Loads a saved model in evaluation mode: the model, its processor, tokenizer and description.
 
     The model is on the CPU in its own dtype, or on the device and in the dtype of `placement`, with the language model split
@@ -153,8 +153,7 @@ def load_model(folder: Path, placement: Placement | None = None) -> tuple[OneDif
             getattr(model, part).load_state_dict(load_file(path), assign=True)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}; export the run again") from None
-    if placement is not None:
-        placement.settle(model)
+    placement.settle(model)
     data = DataConfig(sets={"none": {"path": "."}}, max_tokens=1_000_000, prompt=saved.prompt)
     processor, tokenizer = build_processor(config, data, folder / "tokenizer")
     return model.eval(), processor, tokenizer, saved

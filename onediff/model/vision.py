@@ -15,11 +15,11 @@ from onediff.data.features import read_layers
 from onediff.data.planes import Planes
 from onediff.data.segments import Segments
 from onediff.errors import UserError
-from onediff.model.architecture import architecture, described, pretrained
+from onediff.model.architecture import architecture
 from onediff.model.lean import transformers
 from onediff.model.own_tower import register_own_tower
 from onediff.model.registered import NAME, implementation
-from onediff.parallel.placement import Placement
+from onediff.parallel.placement import ALONE, Placement
 
 
 def vision_architecture(config: VisionConfig) -> transformers.PretrainedConfig:
@@ -71,19 +71,14 @@ class VisionTower(nn.Module):
     Runs once on all images of a batch, with the same weights for before and after images.
     """
 
-    def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement | None = None) -> None:
+    def __init__(self, config: VisionConfig, attention: str | None = None, placement: Placement = ALONE) -> None:
         super().__init__()
         arch = vision_architecture(config)
         check_fits(config, arch)
         attention = attention or implementation(transformers.AutoModel, arch)
-        if placement is not None:
-            self.model = placement.build(
-                transformers.AutoModel, arch, config.name, revision=config.revision, attention=attention
-            )
-        elif config.name is None:
-            self.model = described(transformers.AutoModel, arch, attn_implementation=attention)
-        else:
-            self.model = pretrained(_class_of(arch), config, arch, "model.vision", attention)
+        self.model = placement.build(
+            transformers.AutoModel, arch, config.name, revision=config.revision, attention=attention
+        )
         self.levels = config.levels
         self.size = config.image.size
         self.output_level = config.output_level % (arch.num_hidden_layers + 1)
@@ -173,11 +168,6 @@ def encoder_layers(model: Any) -> nn.ModuleList:
     if len(found) != 1:
         raise UserError(f"vision_last: cannot identify the encoder layers of a {model.config.model_type}")
     return found[0]
-
-
-def _class_of(arch: transformers.PretrainedConfig) -> Any:
-    with torch.device("meta"):
-        return type(described(transformers.AutoModel, arch))
 
 
 def side_tokens(tokens: int) -> int:

@@ -15,6 +15,7 @@ from onediff.parallel.materialize import InMemory, WeightSource, place
 from onediff.parallel.pretrained import Pretrained
 from onediff.parallel.pretrained_files import PretrainedFiles
 from onediff.parallel.topology import Topology
+from onediff.ranks import Ranks
 from onediff.zero.parameters import is_sharded
 
 Adapt = Callable[[Any], Callable[[WeightSource], WeightSource]]
@@ -33,8 +34,9 @@ class Placement:
     later: Collection[str] = ()
     """Parts, `vision` or `language`, that are filled later although others are not."""
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    """Dtype of the parameters; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps separate fp32 master weights."""
+    dtype: torch.dtype | None = torch.float32
+    """Dtype of the parameters, None for the model's own; under ZeRO-3 with bf16, DeepSpeed expects bf16 and keeps separate
+    fp32 master weights."""
 
     def of(self, part: str) -> Placement:
         """The placement of one part of the model."""
@@ -60,13 +62,18 @@ class Placement:
         tp_size = self.topology.tp_size if cut else 1
         if tp_size > 1:
             check_divisible(architecture, tp_size)
+        dtype = self.dtype or architecture.dtype
         if name is None and tp_size == 1 and not self.filled_later and adapt is None:
-            return described(auto, architecture, attn_implementation=attention, dtype=self.dtype)
+            return described(auto, architecture, attn_implementation=attention, dtype=dtype)
         with torch.device("meta"):
-            model = described(auto, architecture, attn_implementation=attention, dtype=self.dtype)
-            plain = model if adapt is None else described(auto, architecture, dtype=self.dtype)
+            model = described(auto, architecture, attn_implementation=attention, dtype=dtype)
+            plain = model if adapt is None else described(auto, architecture, dtype=dtype)
         adapted = None if adapt is None else adapt(model)
-        source = None if self.filled_later else self._source(auto, plain, architecture, name, revision)
+        source: WeightSource | None = None
+        if not self.filled_later and name is not None:
+            source = Pretrained(PretrainedFiles(name, revision), plain)
+        elif not self.filled_later:
+            source = InMemory(described(auto, architecture, dtype=dtype).state_dict())
         if source is not None and adapted is not None:
             source = adapted(source)
         return place(model, source, self.topology, zero_config=self.zero_config, device=self.device, cut=cut)
@@ -79,7 +86,6 @@ class Placement:
         for buffer in model.buffers():
             buffer.data = buffer.data.to(self.device)
 
-    def _source(self, auto: Any, model: Any, architecture: Any, name: str | None, revision: str | None) -> WeightSource:
-        if name is None:
-            return InMemory(described(auto, architecture, dtype=self.dtype).state_dict())
-        return Pretrained(PretrainedFiles(name, revision), model)
+
+ALONE = Placement(Topology(Ranks(), 1, None), dtype=None)
+"""The whole model on the CPU, in its own dtype."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onediff.model.families import check_sequence
 from onediff.parallel.regions import TokenShares
-from onediff.parallel.tensor import ColumnLayer, RowLayer
+from onediff.parallel.tensor import ColumnLayer, RowLayer, sum_gradients
 from onediff.parallel.topology import Mpu
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -42,7 +42,7 @@ def share_tokens(model: Any, mpu: Mpu) -> None:
         for name in NORMS:
             norm = getattr(layer, name)
             norm.register_forward_hook(behind_norm)
-            _sum_gradients(norm)
+            sum_gradients(norm)
         for module in layer.modules():
             if isinstance(module, ColumnLayer):
                 # The gather after the preceding norm already sums this gradient.
@@ -54,11 +54,6 @@ def share_tokens(model: Any, mpu: Mpu) -> None:
             if hasattr(module, "base_layer"):
                 # An adapter's unsplit matrix has a gradient from the rank's own tokens or outputs only.
                 whole = module.lora_A if isinstance(module.base_layer, ColumnLayer) else module.lora_B
-                _sum_gradients(whole)
+                sum_gradients(whole)
     base.norm.register_forward_hook(behind_last)
-    _sum_gradients(base.norm)
-
-
-def _sum_gradients(module: Any) -> None:
-    for parameter in module.parameters():
-        parameter.sum_gradient_over_tensor_group = True
+    sum_gradients(base.norm)

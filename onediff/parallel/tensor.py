@@ -155,8 +155,7 @@ def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, na
         return layer
     if style == "replicated_with_grad_allreduce":
         # A norm inside attention sees only the rank's own heads, so its gradient is the sum over the group.
-        for parameter in layer.parameters():
-            parameter.sum_gradient_over_tensor_group = True  # type: ignore[attr-defined]
+        sum_gradients(layer)
         return layer
     if not isinstance(layer, nn.Linear) or style not in ("colwise", "rowwise"):
         raise UserError(f"parallel.tensor: cannot split {name!r} ({style}); use parallel.tensor=1")
@@ -171,6 +170,12 @@ def _cut(layer: nn.Module, style: str, config: ModelParallelConfig, mpu: Mpu, na
     row = RowLayer(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **options)
     _note(row.weight, layer.weight.shape, 1, mpu)
     return row
+
+
+def sum_gradients(module: Any) -> None:
+    """Marks parameters whose gradients are sums over the tensor group."""
+    for parameter in module.parameters():
+        parameter.sum_gradient_over_tensor_group = True
 
 
 def _cut_embedding(layer: nn.Embedding, config: ModelParallelConfig, mpu: Mpu) -> nn.Module:

@@ -67,7 +67,6 @@ DECODER_DEFAULTS = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "tie_word_embeddings": False,
-    "max_position_embeddings": 2048,
 }
 
 
@@ -229,15 +228,14 @@ def decoder_of(fields: dict[str, Any]) -> DecoderSizes:
     """
     fields = fields.get("text_config", fields)
     kind = fields.get("model_type", "")
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     if kind not in DECODERS:
-        missing = [name for name in (*DECODER_DEFAULTS, "intermediate_size", "vocab_size") if name not in fields]
-        missing = [name for name in missing if name not in ("tie_word_embeddings", "max_position_embeddings")]
+        missing = [name for name in sizes if name not in fields]
         if missing:
             raise UserError(
                 f"model.language: cannot plan for models of type {kind!r}: the configuration lacks {missing[0]}"
             )
     known = {**DECODER_DEFAULTS, **DECODERS.get(kind, {}), **fields}
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     _check_numbers("model.language", known, sizes)
     heads = known["num_attention_heads"]
     bias = bool(known.get("attention_bias"))

@@ -21,9 +21,7 @@ from onediff.model.architecture import architecture
 from onediff.model.build import architecture_only, build_processor
 from onediff.model.onediff import OneDiffModel
 from onediff.model.saved import FILE, SHARD_BYTES, description, save_model
-from onediff.parallel.placement import Placement
-from onediff.parallel.topology import Topology
-from onediff.ranks import Ranks
+from onediff.parallel.placement import ALONE, Placement
 from onediff.runs.address import Address
 from onediff.runs.folder import require_run
 from onediff.training.checkpoint import load_weights, read_manifest
@@ -51,7 +49,7 @@ def export_run(run: Path, target: Path, dtype: str = "as-came", shard_bytes: int
     at = found(address)
     processor, tokenizer = build_processor(config.model, config.data, folder.tokenizer)
     bare = architecture_only(config.model)
-    model = OneDiffModel(bare, placement=Placement(Topology(Ranks(), 1, None), filled_later=True))
+    model = OneDiffModel(bare, placement=Placement(ALONE.topology, filled_later=True))
     load_weights(model, at.checkpoint)
     manifest = read_manifest(at.checkpoint)
     trained = {"run": config.name, "phase": at.phase, "step": at.step, "checkpoint": manifest.identity}

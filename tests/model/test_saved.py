@@ -111,15 +111,15 @@ def cut(path):
         (lambda folder: shutil.copy(folder / "delta.safetensors", folder / "projector.safetensors"), "projector.safet"),
         (
             lambda folder: cut(folder / "vision" / "model.safetensors"),
-            "model.vision.name: cannot read the weights in .*vision",
+            "vision/model.safetensors: not readable as safetensors",
         ),
         (
             lambda folder: cut(folder / "language" / "model.safetensors"),
-            "model.language.name: cannot read the weights in .*language",
+            "language/model.safetensors: not readable as safetensors",
         ),
         (
             lambda folder: (folder / "language" / "model.safetensors").unlink(),
-            "model.language.name: cannot read the weights in .*language",
+            "language: has neither model.safetensors",
         ),
         (lambda folder: (folder / "language" / "config.json").unlink(), "cannot read"),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "cannot read"),
@@ -146,7 +146,7 @@ def test_a_part_with_a_missing_weight_is_refused(saved, tmp_path):
         weights = load_file(path)
         gone = sorted(weights)[0]
         save_file({name: weight for name, weight in weights.items() if name != gone}, path, {"format": "pt"})
-        with pytest.raises(UserError, match=rf"model.{part}.name: the weights in .*{part}' lack 1 tensors"):
+        with pytest.raises(UserError, match=rf"{part}: its files lack 1 of the \d+ tensors"):
             load_model(folder)
         shutil.copy(saved[0] / part / "model.safetensors", path)
     load_model(folder)
