@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launcher import frozen
 from launcher.environment import for_ranks
+from launcher.local import exit_code
 from launcher.record import Record
 from launcher.say import say
 from launcher.task import leave_note
@@ -49,8 +50,7 @@ def main(run: Path, phase: str) -> int:
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
-            code = process.wait()
-            code = code if code >= 0 else 128 - code
+            code = exit_code(process)
             if code:
                 break
     leave_note(notes, number, code, log, None)

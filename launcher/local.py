@@ -222,8 +222,7 @@ class LocalRanks:
     def on_end(self, descriptor: int, rank: int) -> None:
         self.forget(descriptor)
         self.running.discard(rank)
-        code = self.processes[rank].wait()
-        code = code if code >= 0 else 128 - code
+        code = exit_code(self.processes[rank])
         if code and self.failed is None:
             self.failed = (rank, code)
             if code == EXIT_STOPPED:  # every rank stops by itself, after writing its part of the checkpoint
@@ -304,6 +303,12 @@ class LastWritten:
             self.file.write(self.line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n")
             self.line = b""
         self.file.flush()
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process. Returns its exit code as a shell gives it: 128 + N for signal N."""
+    code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def die_with(parent: int) -> None:

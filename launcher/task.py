@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.beats import BEAT_SECONDS, Sender
-from launcher.local import LastWritten, end_with
+from launcher.local import LastWritten, end_with, exit_code
 from launcher.record import SUPERSEDED, last_lines, write_json
 from launcher.rules import STOPPED
 from onediff.ranks import Ranks
@@ -80,8 +80,7 @@ def main(notes: Path, stem: str, supervisor: str, command: list[str]) -> int:
             elif ended in ready:
                 reading = False
         kept.close()
-    code = process.wait()
-    code = code if code >= 0 else 128 - code
+    code = exit_code(process)
     leave_note(notes, place.rank, code, log, told)
     return 0 if code == STOPPED else code
 
