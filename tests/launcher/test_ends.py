@@ -99,7 +99,7 @@ ATTEMPT = st.builds(
 @settings(max_examples=500, deadline=None)
 @given(st.none() | st.sampled_from(STATES), st.none() | ATTEMPT, st.booleans(), st.booleans())
 def test_the_state_of_a_phase_contradicts_neither_slurm_nor_the_folder(listed, last, finished, submitted):
-    here = slurm.Job("7", listed, "None", 1, "a", "1:00") if listed else None
+    here = slurm.Job("7", listed, "None", 1) if listed else None
     state, why = judged(Folder([last] if last else [], finished), "one", here, last, submitted or here is not None)
     if finished:
         assert state == "finished"
