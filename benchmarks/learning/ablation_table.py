@@ -125,7 +125,9 @@ def _against(seeds: Seeds, others: Seeds) -> str:
         return ""
     ours, theirs = (_right({seed: one[seed] for seed in common}) for one in (seeds, others))
     told = summary(ours - theirs, "+")
-    return told if len(common) == len(seeds) else f"{told}, seeds {', '.join(map(str, sorted(common)))}"
+    if len(common) == len(seeds):
+        return told
+    return f"{told}, {'seed' if len(common) == 1 else 'seeds'} {', '.join(map(str, sorted(common)))}"
 
 
 def _baseline(row: Row, rows: dict[Row, Seeds]) -> Seeds:
