@@ -264,14 +264,15 @@ def test_sigkill_at_random_moments_and_a_rerun_give_the_same_bytes(tmp_path: Pat
 def test_a_data_set_survives_a_kill_while_another_replaces_it(tmp_path: Path, rename: int) -> None:
     out, script = tmp_path / "out", tmp_path / "child.py"
     write(out)
-    old = contents(out / "train")
+    old, made = contents(out / "train"), (out / "train").stat().st_ino
     kill = f"if len(done) == {rename}: os.kill(os.getpid(), signal.SIGKILL)"
     body = f"def rename(*names):\n    done.append(names)\n    {kill}\n    whole(*names)\n"
     start = f"import os, signal\ndone, whole = [], os.rename\n{body}os.rename = rename\n"
     script.write_text(start + CHILD.replace("progress=False", "progress=False, overwrite=True"))
     run_child(script, out, 1, kill_after=60)
-    assert write(out).manifest.samples == 86, "the old set is there again"
+    assert write(out).manifest.samples == 86
     assert contents(out / "train") == old
+    assert (out / "train").stat().st_ino == made, "the old set is there again, not one written like it"
     assert write(out, count=40, overwrite=True).manifest.samples < 40
     assert [path.name for path in out.iterdir()] == ["train"]
 
